@@ -1,0 +1,57 @@
+"""fasttag: compiled kernels and thin taggers for LHC jets, ragged from file to ROC curve.
+
+Importing fasttag loads NumPy only; everything below is imported on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from fasttag_kernels import get_threads, set_threads
+
+from .errors import CheckpointError, CorruptFileError, FasttagError, FormatError
+from .jets import Jets
+
+if TYPE_CHECKING:
+    from . import compat, features, io, metrics, models, ops, plots, training
+    from .backends import backends, warmup
+    from .io import iter_read, read, write
+    from .ops import kinematics, pixelate, segment
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "backends": "backends",
+    "warmup": "backends",
+    "iter_read": "io",
+    "read": "io",
+    "write": "io",
+    "kinematics": "ops",
+    "pixelate": "ops",
+    "segment": "ops",
+}
+_MODULES = ("compat", "features", "io", "metrics", "models", "ops", "plots", "training")
+
+__all__ = [
+    "CheckpointError",
+    "CorruptFileError",
+    "FasttagError",
+    "FormatError",
+    "Jets",
+    "get_threads",
+    "set_threads",
+    *_LAZY,
+    *_MODULES,
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        value = getattr(importlib.import_module(f"fasttag.{_LAZY[name]}"), name)
+    elif name in _MODULES:
+        value = importlib.import_module(f"fasttag.{name}")
+    else:
+        raise AttributeError(f"module 'fasttag' has no attribute {name!r}")
+    globals()[name] = value
+    return value

@@ -1,0 +1,110 @@
+"""Moving arrays between NumPy, CuPy, torch and Awkward, without a copy where the libraries allow it."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import numpy as np
+from fasttag_kernels._dispatch import device_of, library_of
+
+_EXTRAS = {
+    "torch": "torch",
+    "cupy": "cuda13 (or cuda12)",
+    "awkward": "hep",
+    "uproot": "hep",
+    "pyarrow": "hep",
+    "safetensors": "train",
+    "tqdm": "train",
+    "matplotlib": "plot",
+}
+
+
+def require(module: str) -> Any:
+    """Import an optional module, or raise ImportError with the extra that brings it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = module.partition(".")[0]
+        raise ImportError(f"{package} is needed here: pip install 'fasttag-hep[{_EXTRAS[package]}]'") from error
+
+
+def convert(array: Any, library: str, device: str) -> Any:
+    """The same values in another library or on another device; the array itself where nothing changes.
+
+    NumPy -> torch on the CPU shares memory, except that a read-only array is copied: torch has no read-only tensors.
+    CuPy <-> torch on one GPU share memory through DLPack.
+    """
+    here, place = library_of(array), device_of(array)
+    cuda = device.startswith("cuda")
+    if library == "numpy" and cuda or library == "cupy" and not cuda:
+        raise ValueError(f'to: library "{library}" has no device "{device}"; use "torch", or leave out one of the two')
+    if here == library and (place == device or cuda and place.startswith("cuda") and ":" not in device):
+        return array
+    if here == "numpy" and library == "torch":
+        torch = require("torch")
+        return torch.from_numpy(array if array.flags.writeable else array.copy()).to(device)
+    if here == "numpy":
+        cupy = require("cupy")
+        with cupy.cuda.Device(int(device.partition(":")[2] or 0)):
+            return cupy.asarray(array)
+    if library == "torch":
+        torch = require("torch")
+        return (array if here == "torch" else torch.from_dlpack(array)).to(device)
+    if library == "cupy":
+        cupy = require("cupy")
+        if here == "cupy":
+            with cupy.cuda.Device(int(device.partition(":")[2] or 0)):
+                return cupy.asarray(array)
+        return cupy.from_dlpack(array.detach().to(device))
+    return array.get() if here == "cupy" else array.detach().cpu().numpy()
+
+
+def like(array: np.ndarray, other: Any) -> Any:
+    """A NumPy array in the library and on the device of `other`."""
+    return convert(array, library_of(other) or "numpy", device_of(other))
+
+
+def jagged(p4: Any, offsets: Any, offsets_host: np.ndarray) -> Any:
+    """A torch nested tensor of layout jagged, (J, n_j, 4) with px, py, pz, E last, that shares p4's memory."""
+    torch = require("torch")
+    first, last = int(offsets_host[0]), int(offsets_host[-1])
+    return torch.nested.nested_tensor_from_jagged(p4[:, first:last].T, offsets - first)
+
+
+def to_awkward(jets: Any) -> Any:
+    """See Jets.to_awkward."""
+    ak = require("awkward")
+    host = jets.to("cpu", library="numpy")
+    contents = [ak.contents.NumpyArray(row) for row in host.p4]
+    contents += [ak.contents.NumpyArray(np.ascontiguousarray(column)) for column in host.columns.values()]
+    record = ak.contents.RecordArray(
+        contents,
+        ["px", "py", "pz", "E", *host.columns],
+        length=host.p4.shape[1],
+        parameters={"__record__": "Momentum4D"},
+    )
+    return ak.Array(ak.contents.ListOffsetArray(ak.index.Index64(host.offsets), record))
+
+
+def from_awkward(array: Any, columns: tuple[str, ...] = ()) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    """p4, offsets and columns of a jagged record array. See Jets.from_awkward."""
+    ak = require("awkward")
+    fields = ak.fields(array)
+    energy = next((name for name in ("E", "energy", "e", "t") if name in fields), "E")
+    counts = ak.to_numpy(ak.num(array, axis=1))
+    offsets = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+
+    def flat(name: str) -> np.ndarray:
+        try:
+            values = array[name] if name in fields else getattr(array, name)
+        except AttributeError:
+            raise ValueError(
+                f"from_awkward: array must have a field or property {name}, got {', '.join(fields)}; "
+                "rename fields, or import vector and name the record Momentum4D"
+            ) from None
+        return ak.to_numpy(ak.flatten(values, axis=1), allow_missing=False)
+
+    rows = [flat(name) for name in ("px", "py", "pz", energy)]
+    dtype = np.float32 if all(row.dtype == np.float32 for row in rows) else np.float64
+    return np.stack([row.astype(dtype, copy=False) for row in rows]), offsets, {name: flat(name) for name in columns}

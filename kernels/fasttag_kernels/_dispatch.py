@@ -1,0 +1,152 @@
+"""From arrays to a backend: look at the array's type, never import a library to ask about it."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from . import _threads
+from ._table import TABLE
+
+FLOATS = ("float32", "float64")
+
+
+@functools.lru_cache(maxsize=None)
+def _library_of_type(cls: type) -> str | None:
+    for base in cls.__mro__:
+        root = base.__module__.partition(".")[0]
+        if (root, base.__name__) in (("numpy", "ndarray"), ("cupy", "ndarray"), ("torch", "Tensor")):
+            return root
+    return None
+
+
+def library_of(array: Any) -> str | None:
+    """Say "numpy", "cupy" or "torch"; None for anything else."""
+    return _library_of_type(type(array))
+
+
+def device_of(array: Any) -> str:
+    """ "cpu", "cuda:0", ... of an array of one of the three libraries."""
+    library = library_of(array)
+    if library == "torch":
+        return str(array.device)
+    return f"cuda:{array.device.id}" if library == "cupy" else "cpu"
+
+
+def dtype_of(array: Any) -> str:
+    """The dtype's plain name, the same in all three libraries: "float32", "int64", ... (">f4" for swapped bytes)."""
+    if library_of(array) == "torch":
+        return str(array.dtype).removeprefix("torch.")
+    return array.dtype.name if array.dtype.isnative else array.dtype.str
+
+
+def check_arrays(op: str, **arrays: Any) -> str:
+    """Every argument an array, all of one library and device; gives back the library."""
+    seen = {name: library_of(array) for name, array in arrays.items()}
+    for name, library in seen.items():
+        if library is None:
+            raise TypeError(
+                f"{op}: {name} must be a NumPy, CuPy or torch array, got {type(arrays[name]).__name__}; "
+                f"use np.asarray({name})"
+            )
+    places = {name: f"{seen[name]} on {device_of(array)}" for name, array in arrays.items()}
+    if len(set(places.values())) > 1:
+        listed = ", ".join(f"{name} is {place}" for name, place in places.items())
+        raise TypeError(f"{op}: all arrays must share one library and device, got {listed}; move them first")
+    return next(iter(seen.values())) or ""
+
+
+def check_floats(op: str, **arrays: Any) -> None:
+    """All float32 or all float64."""
+    for name, array in arrays.items():
+        if dtype_of(array) not in FLOATS:
+            raise TypeError(f"{op}: {name} must be float32 or float64, got {dtype_of(array)}; convert it")
+    if len({dtype_of(array) for array in arrays.values()}) > 1:
+        listed = ", ".join(f"{name} is {dtype_of(array)}" for name, array in arrays.items())
+        raise TypeError(f"{op}: all floats must share one dtype, got {listed}; convert one")
+
+
+def check_offsets(op: str, offsets: Any) -> None:
+    """The shape and dtype of offsets; their values are checked by `check_offset_values`, outside any tracing."""
+    if dtype_of(offsets) != "int64":
+        raise TypeError(f"{op}: offsets must be int64, got {dtype_of(offsets)}; convert them")
+    if offsets.ndim != 1 or offsets.shape[0] < 1:
+        raise ValueError(
+            f"{op}: offsets must have shape (J+1,), got {tuple(offsets.shape)}; no jets at all are offsets = [0]"
+        )
+
+
+def check_offset_values(op: str, offsets: np.ndarray, n: int) -> None:
+    """Offsets that never fall and stay within 0..n."""
+    if offsets[0] < 0 or offsets[-1] > n:
+        raise ValueError(
+            f"{op}: offsets must lie in 0..{n}, got {offsets[0]}..{offsets[-1]}; they count constituents of this array"
+        )
+    falls = np.flatnonzero(offsets[1:] < offsets[:-1])
+    if falls.size:
+        j = int(falls[0])
+        raise ValueError(
+            f"{op}: offsets must not fall, got {offsets[j]} then {offsets[j + 1]} at jet {j}; "
+            "jet j is offsets[j]:offsets[j+1]"
+        )
+
+
+@functools.lru_cache(maxsize=None)
+def implementation(op: str, backend: str, direction: str = "backends") -> Any:
+    """The function the table names, imported on first use; `direction` is "backends" or "backward"."""
+    module, _, function = TABLE[op][direction][backend].partition(":")
+    return getattr(importlib.import_module(f"fasttag_kernels.{module}"), function)
+
+
+def backend_for(op: str, library: str, device: str) -> str:
+    """The first backend of the table that runs on this device."""
+    kind = device.partition(":")[0]
+    for backend in TABLE[op]["backends"]:
+        if RUNS_ON[backend] == kind:
+            return backend
+    row = ", ".join(f"{backend} on {RUNS_ON[backend]}" for backend in TABLE[op]["backends"])
+    raise NotImplementedError(f"{op}: no kernel for {library} on {device}; there is {row}; move the arrays there")
+
+
+RUNS_ON = {"numba": "cpu", "cuda": "cuda", "triton": "cuda"}
+
+
+def call(op: str, *arguments: Any, threads: int | None = None) -> Any:
+    """Run an op whose argument kinds and shapes its public function has checked. The first argument is an array."""
+    library, device = library_of(arguments[0]), device_of(arguments[0])
+    backend = backend_for(op, library or "", device)
+    threads = _threads.resolve(op, threads)
+    if library == "torch":
+        from . import _torch
+
+        return _torch.call(op, arguments, threads)
+    return execute(op, backend, arguments, threads, np.empty)
+
+
+def execute(op: str, backend: str, arguments: tuple, threads: int, empty: Callable) -> Any:
+    """Check values, allocate, run. `empty(shape, dtype=name)` makes an output; kernels see NumPy views of it."""
+    package = importlib.import_module(f"fasttag_kernels.{op}")
+    package.check_values(*map(_view, arguments))
+    outs = [empty(shape, dtype=dtype) for shape, dtype in package.outputs(*arguments)]
+    implementation(op, backend)(*map(_view, arguments), *map(_view, outs), threads=threads)
+    return outs[0] if len(outs) == 1 else tuple(outs)
+
+
+def execute_backward(op: str, backend: str, gradient: Any, arguments: tuple, threads: int, empty: Callable) -> Any:
+    """The gradients in the arguments that the table names, given the gradient in the (single) output."""
+    names = list(TABLE[op]["arguments"])
+    outs = []
+    for name in TABLE[op]["gradients"]:
+        like = arguments[names.index(name)]
+        outs.append(empty(tuple(like.shape), dtype=dtype_of(like)))
+    run = implementation(op, backend, "backward")
+    run(_view(gradient), *map(_view, arguments), *map(_view, outs), threads=threads)
+    return outs[0] if len(outs) == 1 else tuple(outs)
+
+
+def _view(argument: Any) -> Any:
+    return argument.detach().numpy() if library_of(argument) == "torch" else argument

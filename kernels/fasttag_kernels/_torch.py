@@ -1,0 +1,91 @@
+"""torch custom operators made from the table: fasttag::<op> and, where it has gradients, fasttag::<op>_backward.
+
+Both are functional: outputs are allocated here and filled by the backend's `run` or `backward`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import torch
+
+from ._dispatch import backend_for, execute, execute_backward
+from ._table import TABLE
+
+
+def call(op: str, arguments: tuple, threads: int) -> Any:
+    """Run an op on tensors; an input that needs a gradient which the op cannot give raises."""
+    row = TABLE[op]
+    if torch.is_grad_enabled():
+        for name, argument in zip(row["arguments"], arguments):
+            if isinstance(argument, torch.Tensor) and argument.requires_grad and name not in row["gradients"]:
+                able = ", ".join(row["gradients"]) or "none of its arguments"
+                raise RuntimeError(f"{op}: {name} must not require grad, it is differentiable in {able}; detach it")
+    return getattr(torch.ops.fasttag, op)(*arguments, threads)
+
+
+def _empty(shape: tuple, *, dtype: str) -> torch.Tensor:
+    return torch.empty(shape, dtype=getattr(torch, dtype))
+
+
+def _register(op: str, row: dict[str, Any]) -> None:
+    arguments = ", ".join(f"{kind} {name}" for name, kind in row["arguments"].items())
+    torch.library.define(f"fasttag::{op}", f"({arguments}, int threads) -> {row['returns']}")
+
+    @torch.library.impl(f"fasttag::{op}", "cpu")
+    def _(*arguments: Any) -> Any:
+        *rest, threads = arguments
+        return execute(op, backend_for(op, "torch", "cpu"), tuple(rest), threads, _empty)
+
+    @torch.library.register_fake(f"fasttag::{op}")
+    def _(*arguments: Any) -> Any:
+        package = importlib.import_module(f"fasttag_kernels.{op}")
+        first = arguments[0]
+        outs = [first.new_empty(s, dtype=getattr(torch, d)) for s, d in package.outputs(*arguments[:-1])]
+        return outs[0] if len(outs) == 1 else tuple(outs)
+
+    if row["gradients"]:
+        _register_gradient(op, row, arguments)
+
+
+def _register_gradient(op: str, row: dict[str, Any], arguments: str) -> None:
+    names = list(row["arguments"])
+    places = [names.index(name) for name in row["gradients"]]
+    returns = "Tensor" if len(places) == 1 else "(" + ", ".join(["Tensor"] * len(places)) + ")"
+    torch.library.define(f"fasttag::{op}_backward", f"(Tensor gradient, {arguments}, int threads) -> {returns}")
+
+    @torch.library.impl(f"fasttag::{op}_backward", "cpu")
+    def _(gradient: torch.Tensor, *arguments: Any) -> Any:
+        *rest, threads = arguments
+        return execute_backward(op, backend_for(op, "torch", "cpu"), gradient, tuple(rest), threads, _empty)
+
+    @torch.library.register_fake(f"fasttag::{op}_backward")
+    def _(gradient: torch.Tensor, *arguments: Any) -> Any:
+        outs = [torch.empty_like(arguments[place], memory_format=torch.contiguous_format) for place in places]
+        return outs[0] if len(outs) == 1 else tuple(outs)
+
+    def setup(ctx: Any, inputs: tuple, output: Any) -> None:
+        ctx.is_tensor = [isinstance(value, torch.Tensor) for value in inputs]
+        ctx.rest = [None if isinstance(value, torch.Tensor) else value for value in inputs]
+        ctx.save_for_backward(*(value for value in inputs if isinstance(value, torch.Tensor)))
+
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple:
+        saved = iter(ctx.saved_tensors)
+        inputs = [next(saved) if is_tensor else value for is_tensor, value in zip(ctx.is_tensor, ctx.rest)]
+        found = getattr(torch.ops.fasttag, f"{op}_backward")(gradient, *inputs)
+        found = (found,) if len(places) == 1 else found
+        gradients: list[Any] = [None] * len(inputs)
+        for place, value in zip(places, found):
+            gradients[place] = value
+        return tuple(gradients)
+
+    def no_double(ctx: Any, *_: Any) -> None:
+        raise NotImplementedError(f"{op}: there is no second derivative; detach the gradient")
+
+    torch.library.register_autograd(f"fasttag::{op}", backward, setup_context=setup)
+    torch.library.register_autograd(f"fasttag::{op}_backward", no_double)
+
+
+for _op, _row in TABLE.items():
+    _register(_op, _row)
