@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from . import compat, features, io, metrics, models, ops, plots, training
     from .backends import backends, warmup
     from .io import iter_read, read, write
-    from .ops import kinematics, pixelate, segment
+    from .ops import jet_p4, kinematics, pixelate, segment
 
 __version__ = "0.1.0"
 
@@ -27,6 +27,7 @@ _LAZY = {
     "iter_read": "io",
     "read": "io",
     "write": "io",
+    "jet_p4": "ops",
     "kinematics": "ops",
     "pixelate": "ops",
     "segment": "ops",

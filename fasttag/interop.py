@@ -10,7 +10,7 @@ from fasttag_kernels._dispatch import device_of, library_of
 
 _EXTRAS = {
     "torch": "torch",
-    "cupy": "cuda13 (or cuda12)",
+    "cupy": "cuda13 or cuda12",
     "awkward": "hep",
     "uproot": "hep",
     "pyarrow": "hep",
@@ -26,7 +26,7 @@ def require(module: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         package = module.partition(".")[0]
-        raise ImportError(f"{package} is needed here: pip install 'fasttag-hep[{_EXTRAS[package]}]'") from error
+        raise ImportError(f"{package} is needed here: install fasttag-hep with the extra {_EXTRAS[package]}") from error
 
 
 def convert(array: Any, library: str, device: str) -> Any:
@@ -37,9 +37,9 @@ def convert(array: Any, library: str, device: str) -> Any:
     """
     here, place = library_of(array), device_of(array)
     cuda = device.startswith("cuda")
-    if library == "numpy" and cuda or library == "cupy" and not cuda:
+    if (library == "numpy" and cuda) or (library == "cupy" and not cuda):
         raise ValueError(f'to: library "{library}" has no device "{device}"; use "torch", or leave out one of the two')
-    if here == library and (place == device or cuda and place.startswith("cuda") and ":" not in device):
+    if here == library and (place == device or (device == "cuda" and place.startswith("cuda"))):
         return array
     if here == "numpy" and library == "torch":
         torch = require("torch")
@@ -90,10 +90,22 @@ def to_awkward(jets: Any) -> Any:
 def from_awkward(array: Any, columns: tuple[str, ...] = ()) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
     """p4, offsets and columns of a jagged record array. See Jets.from_awkward."""
     ak = require("awkward")
+    if not isinstance(array, ak.Array) or array.ndim != 2:
+        found = getattr(array, "type", type(array))
+        raise ValueError(
+            f"from_awkward: array must be jagged records, jets * var * {{px, ...}}, got {found}; nest it so"
+        )
     fields = ak.fields(array)
     energy = next((name for name in ("E", "energy", "e", "t") if name in fields), "E")
-    counts = ak.to_numpy(ak.num(array, axis=1))
-    offsets = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+
+    def plain(name: str, values: Any) -> np.ndarray:
+        if ak.any(ak.is_none(values)):
+            raise ValueError(
+                f"from_awkward: {name} must have no missing values, got None; use ak.drop_none or ak.fill_none first"
+            )
+        return ak.to_numpy(values, allow_missing=False)
+
+    offsets = np.concatenate([[0], np.cumsum(plain("array", ak.num(array, axis=1)), dtype=np.int64)])
 
     def flat(name: str) -> np.ndarray:
         try:
@@ -103,7 +115,7 @@ def from_awkward(array: Any, columns: tuple[str, ...] = ()) -> tuple[np.ndarray,
                 f"from_awkward: array must have a field or property {name}, got {', '.join(fields)}; "
                 "rename fields, or import vector and name the record Momentum4D"
             ) from None
-        return ak.to_numpy(ak.flatten(values, axis=1), allow_missing=False)
+        return plain(name, ak.flatten(values, axis=1))
 
     rows = [flat(name) for name in ("px", "py", "pz", energy)]
     dtype = np.float32 if all(row.dtype == np.float32 for row in rows) else np.float64

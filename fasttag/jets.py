@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-from fasttag_kernels._dispatch import FLOATS, device_of, dtype_of, library_of
+from fasttag_kernels._dispatch import (
+    FLOATS,
+    check_arrays,
+    check_floats,
+    check_offset_values,
+    check_offsets,
+    device_of,
+    dtype_of,
+    library_of,
+)
 
 from . import interop
 
@@ -40,23 +50,11 @@ class Jets:
     def __post_init__(self) -> None:
         object.__setattr__(self, "columns", dict(self.columns))
         object.__setattr__(self, "labels", dict(self.labels))
-        self._check_kinds()
+        check_arrays("Jets", **dict(self._arrays()))
+        check_floats("Jets", p4=self.p4)
+        check_offsets("Jets", self.offsets)
         object.__setattr__(self, "offsets_host", interop.convert(self.offsets, "numpy", "cpu"))
         self._check_shapes()
-
-    def _check_kinds(self) -> None:
-        for name, array in self._arrays():
-            if library_of(array) is None:
-                raise TypeError(
-                    f"Jets: {name} must be a NumPy, CuPy or torch array, got {type(array).__name__}; use np.asarray"
-                )
-        if len({(library_of(array), device_of(array)) for _, array in self._arrays()}) > 1:
-            listed = ", ".join(f"{name} is {library_of(a)} on {device_of(a)}" for name, a in self._arrays())
-            raise TypeError(f"Jets: all arrays must share one library and device, got {listed}; move them first")
-        if dtype_of(self.p4) not in FLOATS:
-            raise TypeError(f"Jets: p4 must be float32 or float64, got {dtype_of(self.p4)}; convert it")
-        if dtype_of(self.offsets) != "int64":
-            raise TypeError(f"Jets: offsets must be int64, got {dtype_of(self.offsets)}; convert them")
 
     def _check_shapes(self) -> None:
         if self.p4.ndim != 2 or self.p4.shape[0] != 4:
@@ -64,24 +62,11 @@ class Jets:
                 f"Jets: p4 must have shape (4, N), rows px, py, pz, E, got {tuple(self.p4.shape)}; transpose it"
             )
         n = self.p4.shape[1]
-        step = self.p4.stride(1) if library_of(self.p4) == "torch" else self.p4.strides[1] // self.p4.itemsize
+        step = self.p4.stride(1) if library_of(self.p4) == "torch" else self.p4.strides[1] / self.p4.itemsize
         if n > 1 and step != 1:
             raise ValueError("Jets: p4 must have contiguous rows, got a transposed array; use np.ascontiguousarray(p4)")
-        offsets = self.offsets_host
-        if offsets.ndim != 1 or offsets.size < 1:
-            raise ValueError(f"Jets: offsets must have shape (J+1,), got {offsets.shape}; no jets at all are [0]")
-        if offsets[0] < 0 or offsets[-1] > n:
-            raise ValueError(
-                f"Jets: offsets must lie in 0..{n}, got {offsets[0]}..{offsets[-1]}; they count constituents"
-            )
-        falls = np.flatnonzero(offsets[1:] < offsets[:-1])
-        if falls.size:
-            j = int(falls[0])
-            raise ValueError(
-                f"Jets: offsets must not fall, got {offsets[j]} then {offsets[j + 1]} at jet {j}; "
-                "jet j is offsets[j]:offsets[j+1]"
-            )
-        for group, entries, length in (("columns", self.columns, n), ("labels", self.labels, offsets.size - 1)):
+        check_offset_values("Jets", self.offsets_host, n)
+        for group, entries, length in (("columns", self.columns, n), ("labels", self.labels, len(self))):
             for name, array in entries.items():
                 if tuple(array.shape) != (length,):
                     raise ValueError(
@@ -122,13 +107,13 @@ class Jets:
 
     def __repr__(self) -> str:
         first, last = self.offsets_host[[0, -1]]
-        extra = "".join(
-            f", {kind}: {', '.join(d)}" for kind, d in (("columns", self.columns), ("labels", self.labels)) if d
-        )
-        return f"<Jets: {len(self)} jets, {last - first} constituents, {dtype_of(self.p4)}, {self.library} on {self.device}{extra}>"
+        parts = [f"<Jets: {len(self)} jets, {last - first} constituents, {dtype_of(self.p4)}"]
+        parts += [f"{self.library} on {self.device}"]
+        parts += [f"{kind}: {', '.join(d)}" for kind, d in (("columns", self.columns), ("labels", self.labels)) if d]
+        return ", ".join(parts) + ">"
 
     def __getitem__(self, key: Any) -> Jets:
-        """jets[a:b] shares memory. jets[mask] and jets[indices] copy the jets named, in that order."""
+        """jets[a:b] shares memory. jets[a:b:step], jets[mask] and jets[indices] copy the jets named, in that order."""
         jets = len(self)
         if isinstance(key, slice) and key.step in (None, 1):
             a, b, _ = key.indices(jets)
@@ -141,12 +126,11 @@ class Jets:
             if not -jets <= key < jets:
                 raise IndexError(f"Jets: index must lie in {-jets}..{jets - 1}, got {key}; there are {jets} jets")
             return self[int(key) % jets : int(key) % jets + 1]
-        chosen = (
-            interop.convert(key, "numpy", "cpu")
-            if library_of(key)
-            else np.asarray(key, dtype=None if len(key) else int)
-        )
-        if isinstance(key, slice) or chosen.ndim != 1 or chosen.dtype.kind not in "bi":
+        if isinstance(key, slice):
+            return self._gather(np.arange(jets)[key])
+        chosen = interop.convert(key, "numpy", "cpu") if library_of(key) else np.asarray(key)
+        chosen = chosen.astype(int) if isinstance(key, list) and not key else chosen
+        if chosen.ndim != 1 or chosen.dtype.kind not in "bi":
             raise TypeError(
                 f"Jets: an index must be a slice, an integer, a mask or integers, got {key!r}; use one of these"
             )
@@ -154,6 +138,9 @@ class Jets:
             raise ValueError(
                 f"Jets: a mask must have one entry per jet, {jets}, got {chosen.size}; build it from labels"
             )
+        outside = chosen[(chosen < -jets) | (chosen >= jets)] if chosen.dtype != bool else chosen[:0]
+        if outside.size:
+            raise IndexError(f"Jets: index must lie in {-jets}..{jets - 1}, got {outside[0]}; there are {jets} jets")
         return self._gather(np.arange(jets)[chosen])
 
     def _gather(self, chosen: np.ndarray) -> Jets:
@@ -161,8 +148,9 @@ class Jets:
         offsets = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
         rows = interop.like(np.repeat(starts - offsets[:-1], counts) + np.arange(offsets[-1]), self.p4)
         jets = interop.like(chosen, self.p4)
+        torch = self.library == "torch"
         return self._make(
-            self.p4[:, rows],
+            self.p4.index_select(1, rows) if torch else self.p4.take(rows, axis=1),  # p4[:, rows] may be column-major
             interop.like(offsets, self.p4),
             {name: array[rows] for name, array in self.columns.items()},
             {name: array[jets] for name, array in self.labels.items()},
@@ -187,23 +175,22 @@ class Jets:
         """The same jets with further or replaced labels of shape (J,)."""
         return Jets(self.p4, self.offsets, self.columns, {**self.labels, **labels})
 
-    def validate(self) -> Jets:
+    def validate(self, *, row: int = 0) -> Jets:
         """Check that every four-vector is finite with E >= 0, and give back the jets. Readers call this.
 
         E < |p| by rounding is allowed: half of all massless float32 constituents have it. Raises ValueError naming the
-        first jet and constituent that fail.
+        first jet and constituent that fail; `row` is the number of the first jet, for jets from the middle of a file.
         """
         first, last = self.offsets_host[[0, -1]]
         p4 = self.p4[:, first:last]
-        finite = p4 - p4 == 0
-        good = finite[0] & finite[1] & finite[2] & finite[3] & (p4[3] >= 0)
+        good = interop.require(self.library).isfinite(p4).all(0) & (p4[3] >= 0)
         if not bool(good.all()):
             i = int((~good).nonzero()[0][0]) + int(first)
             j = int(np.searchsorted(self.offsets_host, i, side="right")) - 1
             values = ", ".join(f"{float(v):g}" for v in self.p4[:, i])
             raise ValueError(
-                f"Jets: p4 must be finite with E >= 0, got ({values}) in jet {j}, constituent {i - self.offsets_host[j]}; "
-                "drop or mend it"
+                f"Jets: p4 must be finite with E >= 0, got ({values}) in jet {j + row}, "
+                f"constituent {i - self.offsets_host[j]}; drop or mend it"
             )
         return self
 
@@ -216,6 +203,8 @@ class Jets:
         if library not in (None, "numpy", "cupy", "torch"):
             raise ValueError(f'to: library must be "numpy", "cupy" or "torch", got {library!r}; choose one')
         device = str(device or ("cpu" if library == "numpy" else "cuda" if library == "cupy" else self.device))
+        if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+            raise ValueError(f'to: device must be "cpu", "cuda" or "cuda:<number>", got {device!r}; choose one')
         if library is None:
             library = "torch" if self.library == "torch" else "cupy" if device.startswith("cuda") else "numpy"
         move = lambda array: interop.convert(array, library, device)
@@ -226,6 +215,16 @@ class Jets:
             {name: move(array) for name, array in self.labels.items()},
             self.offsets_host,
         )
+
+    def astype(self, dtype: str) -> Jets:
+        """The same jets with p4 as "float32" or "float64"; the jets themselves where p4 has that dtype already."""
+        if dtype not in FLOATS:
+            raise TypeError(f"astype: dtype must be float32 or float64, got {dtype!r}; choose one")
+        if dtype_of(self.p4) == dtype:
+            return self
+        xp = interop.require(self.library)
+        p4 = self.p4.to(getattr(xp, dtype)) if self.library == "torch" else self.p4.astype(dtype)
+        return self._make(p4, self.offsets, dict(self.columns), dict(self.labels), self.offsets_host)
 
     def to_jagged(self) -> Any:
         """A torch jagged tensor (J, n_j, 4), px, py, pz, E last, sharing memory with p4 (torch jets only)."""
@@ -241,9 +240,12 @@ class Jets:
         valid : (J, L) bool, True = real constituent; None: real where any of the four components is not zero.
         """
         rows = _order("from_padded", order)
-        if library_of(p4) is None or p4.ndim != 3 or p4.shape[2] != 4:
-            shape = tuple(p4.shape) if library_of(p4) else type(p4).__name__
-            raise ValueError(f"from_padded: p4 must have shape (J, L, 4), got {shape}; put the four components last")
+        check_arrays("from_padded", p4=p4, **({} if valid is None else {"valid": valid}))
+        check_floats("from_padded", p4=p4)
+        if p4.ndim != 3 or p4.shape[2] != 4:
+            raise ValueError(
+                f"from_padded: p4 must have shape (J, L, 4), got {tuple(p4.shape)}; put the four components last"
+            )
         valid = (p4 != 0).any(2) if valid is None else valid
         if tuple(valid.shape) != tuple(p4.shape[:2]) or dtype_of(valid) != "bool":
             raise ValueError(
@@ -253,8 +255,7 @@ class Jets:
         counts = interop.convert(valid.sum(1), "numpy", "cpu")
         offsets = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
         flat = p4[valid]
-        out = flat.T[rows]
-        out = out.contiguous() if library_of(p4) == "torch" else out
+        out = interop.require(library_of(p4) or "").stack([flat[:, row] for row in rows])
         return cls(out, interop.like(offsets, p4))
 
     def to_padded(self, length: int, *, order: str = "px,py,pz,E", truncate: bool = False) -> tuple[Any, Any]:
@@ -288,6 +289,9 @@ class Jets:
                 "concatenate: parts must hold at least one Jets, got none; make an empty one with offsets [0]"
             )
         first = parts[0]
+        blocks = {f"parts[{i}].p4": part.p4 for i, part in enumerate(parts)}
+        check_arrays("concatenate", **blocks)
+        check_floats("concatenate", **blocks)
         for part in parts[1:]:
             if set(part.columns) != set(first.columns) or set(part.labels) != set(first.labels):
                 raise ValueError("concatenate: all parts must have the same columns and labels; drop those that differ")

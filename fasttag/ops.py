@@ -12,9 +12,10 @@ from fasttag_kernels.pixelate import CHANNELS
 from fasttag_kernels.pixelate import pixelate as _pixelate
 from fasttag_kernels.segment import segment
 
+from . import interop
 from .jets import Jets
 
-__all__ = ["Kinematics", "kinematics", "pad", "pixelate", "segment"]
+__all__ = ["Kinematics", "jet_p4", "kinematics", "pad", "pixelate", "segment"]
 
 
 @functools.wraps(_kinematics)
@@ -36,3 +37,12 @@ def pixelate(jets: Any, *arrays: Any, **options: Any) -> Any:
             )
         options["kind"] = jets.columns["kind"]
     return _pixelate(k.pt, k.eta, k.phi, jets.offsets, **options)
+
+
+def jet_p4(jets: Jets, *, threads: int | None = None) -> Any:
+    """Four-vector of each jet, the sum of its constituents: (4, J), rows px, py, pz, E in GeV, in the dtype of p4.
+
+    Sums are accumulated in float64. Differentiable in p4 (torch).
+    """
+    rows = [segment(row, jets.offsets, threads=threads) for row in jets.p4]
+    return interop.require(jets.library).stack(rows)

@@ -12,8 +12,8 @@ import numba
 import numpy as np
 from numba.misc.appdirs import AppDirs
 
-# Reductions may be reordered and multiplications fused; NaN and inf keep their meaning (no nnan, no ninf), divisions and
-# square roots their accuracy (no arcp, no afn).
+# Reductions may be reordered and multiplications fused; NaN and inf keep their meaning (no nnan, no ninf), divisions
+# and square roots their accuracy (no arcp, no afn).
 FASTMATH = {"contract", "reassoc", "nsz"}
 
 

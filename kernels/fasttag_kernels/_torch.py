@@ -9,6 +9,7 @@ import importlib
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 from ._dispatch import backend_for, execute, execute_backward
 from ._table import TABLE
@@ -17,6 +18,9 @@ from ._table import TABLE
 def call(op: str, arguments: tuple, threads: int) -> Any:
     """Run an op on tensors; an input that needs a gradient which the op cannot give raises."""
     row = TABLE[op]
+    for name, argument in zip(row["arguments"], arguments):
+        if isinstance(argument, torch.Tensor) and forward_ad.unpack_dual(argument).tangent is not None:
+            raise NotImplementedError(f"{op}: {name} must not be a dual tensor, there is no forward mode; use backward")
     if torch.is_grad_enabled():
         for name, argument in zip(row["arguments"], arguments):
             if isinstance(argument, torch.Tensor) and argument.requires_grad and name not in row["gradients"]:

@@ -1,0 +1,87 @@
+"""The strongest plain NumPy or torch form of each operation that we know: vectorised over the whole batch, padded once.
+
+The demo and the benchmarks time the kernels against these.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+
+def kinematics(p4: np.ndarray) -> tuple[np.ndarray, ...]:
+    """pt, rapidity, eta, phi, mass of p4 (4, N), in its dtype.
+
+    In float64 between, as the kernel: in float32 m^2 loses all digits and massless hadrons weigh up to 0.1 GeV.
+    """
+    px, py, pz, e = p4.astype(np.float64)
+    pt2 = px * px + py * py
+    pt = np.sqrt(pt2)
+    m2 = np.maximum((e + pz) * (e - pz) - pt2, 0)
+    rapidity = np.copysign(np.log((e + np.abs(pz)) / np.sqrt(pt2 + m2)), pz)
+    found = pt, rapidity, np.arcsinh(pz / pt), np.arctan2(py, px), np.sqrt(m2)
+    return tuple(x.astype(p4.dtype) for x in found)
+
+
+def segment(values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """Sums over jets without empty jets, values (N, C)."""
+    return np.add.reduceat(values, offsets[:-1], axis=0)
+
+
+def pad(values: np.ndarray, offsets: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """(J, length, F) and its validity by one boolean scatter, for jets no longer than `length`."""
+    valid = np.arange(length) < np.diff(offsets)[:, None]
+    out = np.zeros((*valid.shape, len(values)), values.dtype)
+    out[valid] = values.T
+    return out, valid
+
+
+def pixelate(
+    pt: np.ndarray,
+    eta: np.ndarray,
+    phi: np.ndarray,
+    offsets: np.ndarray,
+    *,
+    npix: int = 40,
+    half_width: float = 0.8,
+    fixed_pixels: bool = False,
+) -> np.ndarray:
+    """Grey images (J, npix, npix) by np.bincount over the whole batch, jets without empty ones.
+
+    With `fixed_pixels` only centred as EnergyFlow does, otherwise centred, rotated and flipped.
+    """
+    counts = np.diff(offsets)
+    jet = np.repeat(np.arange(counts.size), counts)
+    total = lambda x: np.add.reduceat(x, offsets[:-1])
+    w = pt.astype(np.float64)
+    sum_w = total(w)
+    x0, y0 = eta[offsets[:-1]].astype(np.float64), phi[offsets[:-1]].astype(np.float64)
+    x, y = eta - x0[jet], phi - y0[jet]
+    y -= 2 * np.pi * np.floor((y + np.pi) / (2 * np.pi))
+    xc, yc = total(w * x) / sum_w, total(w * y) / sum_w
+    scale = npix / (2 * half_width)
+    if fixed_pixels:
+        col = np.ceil((x + x0[jet]) * scale - 0.5) - (np.ceil((xc + x0) * scale - 0.5) - npix // 2)[jet]
+        row = np.ceil((y + y0[jet]) * scale - 0.5) - (np.ceil((yc + y0) * scale - 0.5) - npix // 2)[jet]
+    else:
+        x, y = x - xc[jet], y - yc[jet]
+        angle = 0.5 * np.arctan2(2 * total(w * x * y), total(w * x * x) - total(w * y * y))
+        cos, sin = np.cos(angle)[jet], np.sin(angle)[jet]
+        x, y = x * sin - y * cos, x * cos + y * sin
+        x *= np.where(total(w * (x < 0)) > total(w * (x > 0)), -1.0, 1.0)[jet]
+        y *= np.where(total(w * (y < 0)) > total(w * (y > 0)), -1.0, 1.0)[jet]
+        col, row = np.floor((x + half_width) * scale), np.floor((y + half_width) * scale)
+    inside = (col >= 0) & (col < npix) & (row >= 0) & (row < npix)
+    jet, w = jet[inside], w[inside]
+    cell = (jet * npix + row[inside].astype(np.int64)) * npix + col[inside].astype(np.int64)
+    w /= np.bincount(jet, w, counts.size)[jet]
+    return np.bincount(cell, w, counts.size * npix * npix).reshape(-1, npix, npix).astype(pt.dtype)
+
+
+def pfn(model: Any, x: Any, valid: Any) -> Any:
+    """Logits of a fasttag PFN on padded inputs x (J, L, 3), valid (J, L): the usual dense torch form."""
+    import torch
+
+    latent = torch.relu_(model.phi(x)) * valid[..., None]
+    return model.f(latent.sum(1))

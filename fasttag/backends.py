@@ -1,0 +1,37 @@
+"""Which operation runs where, and compiling ahead of time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+from fasttag_kernels import RUNS_ON, TABLE
+
+
+def backends() -> dict[str, dict[str, str]]:
+    """op -> backend -> the device it runs on ("cpu" or "cuda")."""
+    return {op: {name: RUNS_ON[name] for name in row["backends"]} for op, row in TABLE.items()}
+
+
+def warmup(ops: Iterable[str] | None = None) -> None:
+    """Compile the CPU kernels of `ops` (default: all) for float32 and float64, or load them from the cache on disk.
+
+    Takes some seconds the first time on a machine, well under a second afterwards. Raises ValueError for unknown ops.
+    """
+    from . import ops as functions
+
+    names = list(TABLE if ops is None else ops)
+    unknown = sorted(set(names) - set(TABLE))
+    if unknown:
+        raise ValueError(f"warmup: ops must be some of {', '.join(TABLE)}, got {', '.join(unknown)}; rename them")
+    offsets = np.array([0, 1])
+    for dtype in (np.float32, np.float64):
+        one = np.ones(1, dtype)
+        arguments: dict[str, tuple] = {
+            "kinematics": (np.ones((4, 1), dtype),),
+            "segment": (one, offsets),
+            "pad": (one[None], offsets, 1),
+            "pixelate": (one, one, one, offsets),
+        }
+        for name in names:
+            getattr(functions, name)(*arguments[name])

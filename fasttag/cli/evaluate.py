@@ -1,0 +1,149 @@
+"""Evaluate trained taggers on a file: AUC, accuracy, background rejection, ensembles, plots.
+
+Several runs of one tagger are summarised as in arXiv:1902.09914: the median run and its spread, ensembles of means and
+of medians. Reads the file in chunks, so memory stays bounded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .. import io, metrics, models, plots
+from .._files import replacing
+from ..jets import Jets
+from ..ops import jet_p4, kinematics
+
+EFFICIENCIES = (0.3, 0.5)
+IMAGE_JETS = 20_000
+
+
+class Scored(NamedTuple):
+    """Scores (R, J) of R runs, labels (J,) (1 = signal), jet masses (J,) in GeV, and the first jets of the file."""
+
+    scores: np.ndarray
+    label: np.ndarray
+    mass: np.ndarray
+    some: Jets
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, help="jets with labels, any format that fasttag reads")
+    parser.add_argument(
+        "--run", type=Path, nargs="+", required=True, dest="runs", help="folders of runs, or checkpoints"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="folder for metrics.json and plots (default: evaluation in the first run)"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    start = time.perf_counter()
+    taggers = [models.load(path / "best.safetensors" if path.is_dir() else path) for path in args.runs]
+    scored = score_file(taggers, args.file)
+    seconds = time.perf_counter() - start
+    numbers = summary(scored)
+    names = [path.name for path in args.runs]
+    print(table(names, numbers))
+    print(f"{len(scored.label):,} jets scored by {len(taggers)} run(s) in {seconds:.1f} s")
+    out = args.out or (args.runs[0] if args.runs[0].is_dir() else args.runs[0].parent) / "evaluation"
+    out.mkdir(parents=True, exist_ok=True)
+    with replacing(out / "metrics.json") as part:
+        Path(part).write_text(
+            json.dumps({"file": args.file.name, "runs": names, "seconds": seconds, **numbers}, indent=1)
+        )
+    for name, figure in figures(names, scored).items():
+        (out / f"{name}.png").write_bytes(plots.to_png(figure))
+    print(f"metrics.json and plots: {out}")
+
+
+def score_file(taggers: list[Any], path: Path) -> Scored:
+    """Score every jet of a file, chunk by chunk."""
+    from tqdm import tqdm
+
+    signal = {tagger.signal for tagger in taggers}
+    if len(signal) > 1:
+        raise ValueError(f"evaluate: all runs must have one signal class, got {sorted(signal)}; evaluate them apart")
+    scores, labels, masses, some = [], [], [], []
+    with tqdm(unit="jet", unit_scale=True, leave=False, disable=None) as bar:
+        for jets in io.iter_read(path, chunk=16384):
+            if "label" not in jets.labels:
+                raise ValueError(
+                    f"evaluate: {path} must have a label 'label', got {list(jets.labels)}; add the classes"
+                )
+            scores.append(np.stack([models.score(tagger, jets) for tagger in taggers]))
+            labels.append(jets.labels["label"] == taggers[0].signal)
+            masses.append(kinematics(jet_p4(jets)).mass)
+            if sum(map(len, some)) < IMAGE_JETS:
+                some.append(jets)
+            bar.update(len(jets))
+    if not labels:
+        raise ValueError(f"evaluate: {path} must hold jets, got none; give another file")
+    return Scored(
+        np.concatenate(scores, 1),
+        np.concatenate(labels).astype(np.int64),
+        np.concatenate(masses),
+        Jets.concatenate(some),
+    )
+
+
+def summary(scored: Scored) -> dict[str, Any]:
+    """All numbers of an evaluation, ready for JSON (infinite rejections become null)."""
+    result: dict[str, Any] = {"jets": scored.label.size, "signal": int(scored.label.sum()), "single_runs": []}
+    for score in scored.scores:
+        entry: dict[str, Any] = {
+            "auc": metrics.auc(score, scored.label),
+            "accuracy": metrics.accuracy(score, scored.label),
+        }
+        for efficiency in EFFICIENCIES:
+            entry[f"rejection_{efficiency}"] = _plain(metrics.background_rejection(score, scored.label, efficiency))
+        result["single_runs"].append(entry)
+    if len(scored.scores) > 1:
+        result["ensembles"] = {
+            str(efficiency): _plain(metrics.ensemble(scored.scores, scored.label, efficiency))
+            for efficiency in EFFICIENCIES
+        }
+    return result
+
+
+def _plain(value: Any) -> Any:
+    """Named tuples as dictionaries, infinite numbers as None."""
+    if hasattr(value, "_asdict"):
+        return {key: _plain(entry) for key, entry in value._asdict().items()}
+    return value if isinstance(value, int) else float(value) if np.isfinite(value) else None
+
+
+def table(names: list[str], numbers: dict[str, Any]) -> str:
+    """The printed form of `summary`."""
+    lines = [
+        f"{numbers['jets']:,} jets, {numbers['signal']:,} signal",
+        f"{'':24s} {'AUC':>8s} {'accuracy':>9s} {'1/eps_B at eps_S=0.3':>22s} {'at 0.5':>16s}",
+    ]
+    for name, entry in zip(names, numbers["single_runs"]):
+        cells = [_rejection(entry[f"rejection_{efficiency}"]) for efficiency in EFFICIENCIES]
+        lines.append(f"{name:24s} {entry['auc']:8.4f} {entry['accuracy']:9.4f} {cells[0]:>22s} {cells[1]:>16s}")
+    for kind in ("single", "mean", "median") if "ensembles" in numbers else ():
+        found = [numbers["ensembles"][str(efficiency)][kind] for efficiency in EFFICIENCIES]
+        cells = ["inf" if e["value"] is None else f"{e['value']:.0f} +- {e['spread'] or 0:.0f}" for e in found]
+        lines.append(f"{kind + ' (+- spread)':24s} {'':8s} {'':9s} {cells[0]:>22s} {cells[1]:>16s}")
+    return "\n".join(lines)
+
+
+def _rejection(r: dict[str, Any]) -> str:
+    return f"> {r['lower_limit']:.0f} (68%)" if r["value"] is None else f"{r['value']:.0f} +- {r['error']:.0f}"
+
+
+def figures(names: list[str], scored: Scored) -> dict[str, Any]:
+    """name -> figure: ROC, average images, scores and mass sculpting (the last two of the first run)."""
+    first = scored.scores[0]
+    return {
+        "roc": plots.roc_curves({name: (score, scored.label) for name, score in zip(names, scored.scores)}),
+        "images": plots.average_images(scored.some, scored.label[: len(scored.some)]),
+        "scores": plots.score_histogram(first, scored.label),
+        "sculpting": plots.mass_sculpting(first, scored.label, scored.mass),
+    }

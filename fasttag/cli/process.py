@@ -1,0 +1,48 @@
+"""Convert jets of any format to fasttag's native HDF5, with features as columns if asked, in bounded memory."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+
+from .. import features, io
+from ..io.native import Writer
+
+FEATURES = {"kinematics": ("pt", "rapidity", "eta", "phi", "mass"), "energy_flow": ("z", "drapidity", "dphi")}
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("input", type=Path, nargs="+", help="files of one kind, any format that fasttag reads")
+    parser.add_argument("--out", type=Path, required=True, help="native HDF5 file to write")
+    parser.add_argument("--features", nargs="*", default=[], choices=sorted(FEATURES), help="columns to add")
+    parser.add_argument("--chunk", type=int, default=65536, help="jets in memory at a time")
+
+
+def run(args: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    start = time.perf_counter()
+    jets_read = 0
+    with Writer(args.out) as writer, tqdm(unit="jet", unit_scale=True, leave=False, disable=None) as bar:
+        for path in args.input:
+            for jets in io.iter_read(path, chunk=args.chunk):
+                writer.append(jets.with_columns(**_columns(jets, args.features)))
+                jets_read += len(jets)
+                bar.update(len(jets))
+    seconds = time.perf_counter() - start
+    size = args.out.stat().st_size
+    print(f"{args.out}: {jets_read:,} jets, {size / 1e6:.1f} MB, {jets_read / seconds:,.0f} jets/s")
+
+
+def _columns(jets, names):  # type: ignore[no-untyped-def]
+    columns: dict[str, np.ndarray] = {}
+    if "kinematics" in names:
+        from ..ops import kinematics
+
+        columns |= kinematics(jets)._asdict()
+    if "energy_flow" in names:
+        columns |= dict(zip(FEATURES["energy_flow"], np.ascontiguousarray(features.energy_flow(jets).x.T)))
+    return columns

@@ -1,0 +1,54 @@
+"""Train a tagger: seeded, resumable after a kill at any moment, checkpoints after every epoch."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+from .. import io, models, training
+from ..jets import Jets
+
+HELP = {
+    "epochs": "passes over the training jets, at most",
+    "batch_size": "jets per step",
+    "lr": "highest learning rate",
+    "warmup": "share of all steps over which the rate rises",
+    "weight_decay": "AdamW weight decay",
+    "patience": "epochs without a lower validation loss before stopping",
+    "seed": "of weights, shuffling and dropout",
+}
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("train", type=Path, nargs="+", help="training jets, any format that fasttag reads")
+    parser.add_argument("--val", type=Path, nargs="+", required=True, help="validation jets")
+    parser.add_argument("--model", required=True, choices=models.available())
+    parser.add_argument("--out", type=Path, help="folder of the run (default runs/MODEL)")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --out, if there is one")
+    parser.add_argument("--device", default="cpu", help="torch device")
+    for field in dataclasses.fields(training.Settings):
+        option = "--" + field.name.replace("_", "-")
+        parser.add_argument(
+            option,
+            type=type(field.default),
+            default=field.default,
+            help=f"{HELP[field.name]} (default {field.default})",
+        )
+
+
+def run(args: argparse.Namespace) -> None:
+    settings = training.Settings(**{f.name: getattr(args, f.name) for f in dataclasses.fields(training.Settings)})
+    folder = args.out or Path("runs") / args.model
+    train, val = _read(args.train), _read(args.val)
+    print(f"{args.model}: {len(train):,} training jets, {len(val):,} validation jets; run in {folder}")
+    training.fit(args.model, train, val, folder, settings, resume=args.resume, device=args.device)
+    print(f"best weights: {folder / 'best.safetensors'}")
+
+
+def _read(paths: list[Path]) -> Jets:
+    """All files joined, with what training needs and no more."""
+    parts = [io.read(path) for path in paths]
+    return Jets.concatenate(
+        Jets(p.p4, p.offsets, {}, {k: p.labels[k] for k in p.labels if k == "label"}) for p in parts
+    )

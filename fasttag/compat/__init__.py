@@ -1,0 +1,1 @@
+"""Functions of other packages with their names, signatures, array orders and numbers, on fasttag's kernels."""

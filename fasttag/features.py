@@ -1,0 +1,58 @@
+"""Named input recipes: Jets -> what a tagger eats."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import interop
+from .jets import Jets
+from .ops import kinematics, pixelate, segment
+
+
+class Inputs(NamedTuple):
+    """Ragged inputs of a tagger; constituent arrays hold jet j at offsets[j]:offsets[j+1], offsets start at zero.
+
+    x (N, F) features, points (N, 2) eta- and phi-like coordinates, p4 (4, N) in GeV, offsets (J+1,) int64 on the device
+    and in NumPy, max_n the constituents of the longest jet.
+    """
+
+    x: Any
+    points: Any
+    p4: Any
+    offsets: Any
+    offsets_host: np.ndarray
+    max_n: int
+
+
+def wrap(angle: Any, floor: Any = np.floor) -> Any:
+    """An angle or difference of angles taken into [-pi, pi)."""
+    return angle - 2 * math.pi * floor((angle + math.pi) / (2 * math.pi))
+
+
+def energy_flow(jets: Jets) -> Inputs:
+    """Inputs of energy flow and particle flow networks (arXiv:1810.05165, section 4).
+
+    x = (z, y - y_J, phi - phi_J) with z = pt / sum of pt; (y_J, phi_J) is the pt-weighted centroid in rapidity and
+    azimuth, differences of phi in [-pi, pi). points = x[:, 1:]. A jet whose pt are all zero gets z = 0 and is not centred.
+    In the dtype and library of the jets; differentiable in p4 (torch).
+    """
+    jets = jets.compact()
+    xp = interop.require(jets.library)
+    pt, y, _, phi, _ = kinematics(jets.p4)
+    jet = interop.like(np.repeat(np.arange(len(jets)), jets.counts), pt)
+    leading = interop.like(np.repeat(jets.offsets_host[:-1], jets.counts), pt)
+    dphi = wrap(phi - phi[leading], xp.floor)
+    sums = segment(xp.stack([pt, pt * y, pt * dphi], 1), jets.offsets)
+    total = xp.where(sums[:, 0] > 0, sums[:, 0], 1)
+    mean = (sums[:, 1:] / total[:, None])[jet]
+    x = xp.stack([pt / total[jet], y - mean[:, 0], dphi - mean[:, 1]], 1)
+    max_n = int(jets.counts.max()) if len(jets) else 0
+    return Inputs(x, x[:, 1:], jets.p4, jets.offsets, jets.offsets_host, max_n)
+
+
+def grey_image(jets: Jets) -> Any:
+    """(J, 1, 40, 40) grey pt images with all preprocessing of arXiv:1803.00107, half-width 0.8. See `pixelate`."""
+    return pixelate(jets)

@@ -1,0 +1,187 @@
+"""The top-tagging reference files (Zenodo 2603256): HDF5 as pandas writes it, layouts `table` and `fixed`.
+
+A row is a jet: E_i, PX_i, PY_i, PZ_i of (usually) 200 slots padded with zeros, truthE, truthPX, truthPY, truthPZ, ttv,
+is_signal_new. pandas keeps the names of the columns as a pickle, which is walked here and never run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import pickletools
+from collections.abc import Collection, Iterator
+from typing import Any
+
+import h5py
+import numpy as np
+
+from ..errors import CorruptFileError, FormatError
+from ..jets import Jets
+from ._checks import checked, spans, zero_or_one
+from ._hdf5 import BLOSC, BLOSC2, BZIP2, FLETCHER32, GZIP, SHUFFLE, attribute, child, dataset, open_file
+
+FILTERS = (GZIP, SHUFFLE, FLETCHER32, BZIP2, BLOSC, BLOSC2)
+LABELS = {
+    "is_signal_new": "label",
+    "ttv": "ttv",
+    "truthPX": "truth_px",
+    "truthPY": "truth_py",
+    "truthPZ": "truth_pz",
+    "truthE": "truth_E",
+}
+DTYPES = tuple(map(np.dtype, ("f4", "f8", "i4", "i8")))
+MAX_COLUMNS = 1 << 16
+# a few MB stay in the cache of a core between reading and converting
+BLOCK_BYTES = 4 << 20
+
+# columns of a matrix: which matrix, and what to index its second axis with
+_Columns = tuple[np.ndarray, int | slice | list[int]]
+
+
+@dataclasses.dataclass
+class _Frame:
+    """A pandas frame: matrices (rows, columns) that show the buffers into which the datasets are read."""
+
+    rows: int
+    sources: list[tuple[h5py.Dataset, np.ndarray]]
+    matrices: list[np.ndarray]
+    names: list[list[str]]
+
+    def fill(self, begin: int, end: int) -> None:
+        for data, buffer in self.sources if end > begin else ():
+            data.read_direct(buffer, np.s_[begin:end], np.s_[: end - begin])
+
+
+def blocks(path: str | os.PathLike, start: int, stop: int | None, columns: Collection[str] | None) -> Iterator[Jets]:
+    """See fasttag.io.read."""
+    import hdf5plugin  # noqa: F401  registers bzip2, blosc and blosc2
+
+    with open_file(path) as file:
+        group, layout = _find(file)
+        where = f"{path}: {group.name}"
+        frame, step = layout(group, where)
+        four_vectors, labels = _schema(frame, where)
+        for begin, end in spans(start, stop, frame.rows, step):
+            frame.fill(begin, end)
+            rows = slice(end - begin)
+            p4, offsets = _ragged([matrix[rows, chosen] for matrix, chosen in four_vectors])
+            found = {name: matrix[rows, column].copy() for name, (matrix, column) in labels.items()}
+            found["label"] = zero_or_one(found["label"], f"{where}: is_signal_new", begin)
+            yield checked(Jets(p4, offsets, {}, found), where, begin)
+
+
+def _ragged(components: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """p4 (4, N) and offsets of four (J, slots) matrices, without the slots where all four are zero."""
+    valid = components[0] != 0
+    for component in components[1:]:
+        valid |= component != 0
+    offsets = np.concatenate([[0], np.cumsum(valid.sum(1), dtype=np.int64)])
+    p4 = np.empty((4, offsets[-1]), components[0].dtype)
+    for row, component in zip(p4, components):
+        row[:] = component[valid]
+    return p4, offsets
+
+
+def _find(file: h5py.File) -> tuple[h5py.Group, Any]:
+    layouts = {b"frame_table": _table, b"frame": _fixed}
+    members = [child(file, name) for name in file]
+    kinds = [(group, attribute(group, "pandas_type")) for group in members if isinstance(group, h5py.Group)]
+    frames = [(group, layouts[kind]) for group, kind in kinds if kind in layouts]
+    if len(frames) != 1:
+        raise FormatError(
+            f"{file.filename}: must be a native file or hold one pandas frame, got {len(frames)} frames among "
+            f"{', '.join(file) or 'no members'}"
+        )
+    return frames[0]
+
+
+def _table(group: h5py.Group, where: str) -> tuple[_Frame, int]:
+    data = dataset(group, "table", FILTERS)
+    rows = attribute(data, "NROWS")
+    if data.ndim != 1 or data.dtype.names is None:
+        raise FormatError(f"{where}/table must be a table of rows, got {data.dtype} {data.shape}")
+    if rows != len(data):
+        raise CorruptFileError(f"{where}/table has {len(data)} rows, its attribute NROWS says {rows}")
+    fields = [name for name in data.dtype.names if name.startswith("values_block_")]
+    step = _step(data)
+    buffer = np.empty(min(step, len(data)), data.dtype)
+    matrices = [buffer[field] for field in fields]
+    names = [_names(attribute(data, f"{field}_kind"), f"{where}/table: {field}") for field in fields]
+    return _Frame(len(data), [(data, buffer)], matrices, names), step
+
+
+def _fixed(group: h5py.Group, where: str) -> tuple[_Frame, int]:
+    axis = dataset(group, "axis1", FILTERS)
+    # pandas stores an empty array as one placeholder and says so in the attribute `shape`
+    empty = attribute(axis, "shape") is not None
+    rows = 0 if empty else len(axis)
+    blocks = range(attribute(group, "nblocks") or 0)
+    names = [_items(dataset(group, f"block{i}_items", FILTERS), where) for i in blocks]
+    values = [dataset(group, f"block{i}_values", FILTERS) for i in blocks]
+    step = max(map(_step, values), default=1)
+    if empty:
+        dtypes = [attribute(data, "value_type").decode() for data in values]
+        return _Frame(0, [], [np.empty((0, len(n)), dtype) for n, dtype in zip(names, dtypes)], names), step
+    for data, columns in zip(values, names):
+        if data.shape != (rows, len(columns)):
+            raise CorruptFileError(f"{where}: {data.name} must have shape {(rows, len(columns))}, got {data.shape}")
+    buffers = [np.empty((min(step, rows), data.shape[1]), data.dtype) for data in values]
+    return _Frame(rows, list(zip(values, buffers)), buffers, names), step
+
+
+def _items(data: h5py.Dataset, where: str) -> list[str]:
+    if data.ndim != 1 or data.dtype.kind != "S" or len(data) > MAX_COLUMNS:
+        raise FormatError(f"{where} must name its columns in {data.name}, got {data.dtype} {data.shape}")
+    return [name.decode() for name in data[:]]
+
+
+def _names(pickled: Any, where: str) -> list[str]:
+    """The list of strings in a pickle of protocol 0. No pickle is ever loaded: loading one can run any program."""
+    if not isinstance(pickled, bytes):
+        raise FormatError(f"{where} must have its column names in an attribute, got {type(pickled).__name__}")
+    names: list[Any] = []
+    for opcode, value, _ in pickletools.genops(pickled):
+        if opcode.name in ("UNICODE", "STRING"):
+            names.append(value)
+        elif opcode.name not in ("MARK", "LIST", "PUT", "APPEND", "STOP"):
+            raise FormatError(f"{where} must have a pickled list of strings as column names, got {opcode.name}")
+    return names
+
+
+def _step(data: h5py.Dataset) -> int:
+    """Rows to read at once: whole HDF5 chunks, so that none is decompressed twice; several if they are small."""
+    chunk = data.chunks[0] if data.chunks else 1
+    row_bytes = math.prod(data.shape[1:]) * data.dtype.itemsize
+    return chunk * max(1, BLOCK_BYTES // max(1, chunk * row_bytes))
+
+
+def _schema(frame: _Frame, where: str) -> tuple[list[_Columns], dict[str, _Columns]]:
+    """Where PX, PY, PZ, E of all slots are, and where the labels are. By name: no order is assumed."""
+    place = {name: (i, column) for i, names in enumerate(frame.names) for column, name in enumerate(names)}
+    slots = sum(name.startswith("PX_") for name in place)
+    rows = [[f"{component}_{i}" for i in range(slots)] for component in ("PX", "PY", "PZ", "E")]
+    required = {"PX_0", "is_signal_new"}.union(*rows)
+    if len(place) != sum(map(len, frame.names)) or not required <= place.keys() <= required.union(LABELS):
+        odd = sorted(required - place.keys()) or sorted(place.keys() - required.union(LABELS)) or ["a name twice"]
+        raise FormatError(
+            f"{where} must have the columns E_i, PX_i, PY_i, PZ_i, is_signal_new, perhaps ttv and truthE, truthPX, "
+            f"truthPY, truthPZ and no others, each once; look at {', '.join(odd[:5])}"
+        )
+    dtypes = [matrix.dtype for matrix in frame.matrices]
+    home = place["PX_0"][0]
+    if any(place[name][0] != home for row in rows for name in row) or dtypes[home].kind != "f":
+        raise FormatError(f"{where}: four-vectors must all be float32 or all float64, got blocks of {dtypes}")
+    if not {*dtypes} <= {*DTYPES}:
+        raise FormatError(f"{where} must hold float32, float64, int32 or int64, got {dtypes}")
+    four_vectors = [(frame.matrices[home], _evenly([place[name][1] for name in row])) for row in rows]
+    return four_vectors, {
+        label: (frame.matrices[place[name][0]], place[name][1]) for name, label in LABELS.items() if name in place
+    }
+
+
+def _evenly(positions: list[int]) -> slice | list[int]:
+    """The positions as a slice, which costs no copy, where they are evenly spaced."""
+    step = positions[1] - positions[0] if len(positions) > 1 else 1
+    even = step > 0 and positions == list(range(positions[0], positions[-1] + 1, step))
+    return slice(positions[0], positions[-1] + 1, step) if even else positions

@@ -1,0 +1,249 @@
+"""Training on plain torch: seeded, resumable after a kill at any moment, checkpoints in safetensors."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import time
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import interop, metrics, models
+from ._files import replacing
+from .errors import CheckpointError
+from .jets import Jets
+
+if TYPE_CHECKING:
+    import torch
+
+    from .models._tagger import Tagger
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How to train. The learning rate rises linearly over `warmup` of all steps, then falls as a cosine to zero."""
+
+    epochs: int = 30
+    batch_size: int = 512
+    lr: float = 1e-3
+    warmup: float = 0.05
+    weight_decay: float = 0.0
+    patience: int = 8
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        rules = {
+            "epochs": (self.epochs >= 1, "1 or more"),
+            "batch_size": (self.batch_size >= 1, "1 or more"),
+            "lr": (0 < self.lr < math.inf, "positive"),
+            "warmup": (0 <= self.warmup < 1, "in [0, 1)"),
+            "weight_decay": (0 <= self.weight_decay < math.inf, "0 or more"),
+            "patience": (self.patience >= 1, "1 or more"),
+            "seed": (self.seed >= 0, "0 or more"),
+        }
+        for name, (good, rule) in rules.items():
+            if not good:
+                raise ValueError(f"Settings: {name} must be {rule}, got {getattr(self, name)}; change it")
+
+    def learning_rate(self, step: int, steps: int) -> float:
+        """The rate of step 0..steps-1."""
+        rise = max(1, round(self.warmup * steps))
+        if step < rise:
+            return self.lr * (step + 1) / rise
+        return self.lr * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+
+
+def fit(
+    name: str,
+    train: Jets,
+    val: Jets,
+    folder: str | os.PathLike[str],
+    settings: Settings | None = None,
+    *,
+    config: dict[str, Any] | None = None,
+    resume: bool = False,
+    device: str = "cpu",
+    progress: bool = True,
+) -> Tagger:
+    """Train tagger `name` on jets with a label `label` (class index) and give back the best epoch's model.
+
+    After every epoch `folder` holds last.safetensors (weights, optimiser, history: all that resuming needs),
+    best.safetensors (weights of the lowest validation loss) and history.json, each replaced atomically. With `resume`
+    training goes on from last.safetensors if there is one; on the CPU with the same number of threads the weights end
+    the same to the bit as without the interruption, since shuffling and dropout depend on (seed, epoch) only.
+
+    Raises ValueError for jets without usable labels, CheckpointError for a folder that holds another run,
+    FloatingPointError where the loss stops being finite.
+    """
+    torch = interop.require("torch")
+    settings = settings or Settings()
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    last, best = folder / "last.safetensors", folder / "best.safetensors"
+    if last.exists() and not resume:
+        raise CheckpointError(f"{folder}: holds a run already; resume it or choose another folder")
+
+    torch.manual_seed(settings.seed)
+    model = models.build(name, **(config or {})).to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+    train, val = _labelled(train, len(model.classes), "train"), _labelled(val, len(model.classes), "val")
+    run = {"settings": dataclasses.asdict(settings), "data": [_fingerprint(train), _fingerprint(val)]}
+    history: list[dict[str, Any]] = []
+    if last.exists():
+        history = _restore(last, model, optimizer, run)
+
+    while len(history) < settings.epochs and not _stale(history, settings.patience):
+        epoch = len(history)
+        start = time.perf_counter()
+        train_loss = _epoch(model, optimizer, train, settings, epoch, progress)
+        seconds = time.perf_counter() - start
+        val_loss, val_auc = _validate(model, val)
+        improved = val_loss < min((entry["val_loss"] for entry in history), default=math.inf)
+        rate = len(train) / seconds
+        history.append(
+            {"epoch": epoch + 1, "train_loss": train_loss, "val_loss": val_loss, "val_auc": val_auc, "jets_per_s": rate}
+        )
+        described = {"model": models.describe(model)}
+        if improved:
+            write_tensors(best, dict(model.state_dict()), described)
+        state = {f"model.{key}": value for key, value in model.state_dict().items()}
+        for key, parameter in model.named_parameters():
+            for kind, value in optimizer.state[parameter].items():
+                state[f"optimizer.{key}.{kind}"] = value
+        write_tensors(last, state, {**described, "run": run, "history": history})
+        with replacing(folder / "history.json") as part:
+            Path(part).write_text(json.dumps({**described, **run, "history": history}, indent=1))
+        if progress:
+            print(
+                f"epoch {epoch + 1:3d}/{settings.epochs}  train loss {train_loss:.4f}  val loss {val_loss:.4f}  "
+                f"val AUC {val_auc:.4f}  {rate:,.0f} jets/s{'  *' if improved else ''}",
+                flush=True,
+            )
+    return models.load(best).to(device)
+
+
+def _stale(history: list[dict[str, Any]], patience: int) -> bool:
+    """Whether the last `patience` epochs brought no lower validation loss."""
+    losses = [entry["val_loss"] for entry in history]
+    return len(losses) > patience and min(losses[-patience:]) >= min(losses[:-patience])
+
+
+def _epoch(model: Tagger, optimizer: Any, jets: Jets, settings: Settings, epoch: int, progress: bool) -> float:
+    """One pass over the jets in the order of permutation(seed, epoch); the mean loss."""
+    torch = interop.require("torch")
+    tqdm = interop.require("tqdm").tqdm
+    rng = np.random.default_rng([settings.seed, epoch])
+    torch.manual_seed(int(rng.integers(2**62)))
+    order = rng.permutation(len(jets))
+    starts = range(0, len(jets), settings.batch_size)
+    steps = settings.epochs * len(starts)
+    model.train()
+    total = 0.0
+    with tqdm(total=len(jets), unit="jet", unit_scale=True, leave=False, disable=not progress or None) as bar:
+        for i, a in enumerate(starts):
+            batch = jets[order[a : a + settings.batch_size]]
+            for group in optimizer.param_groups:
+                group["lr"] = settings.learning_rate(epoch * len(starts) + i, steps)
+            loss = torch.nn.functional.cross_entropy(model(batch), _target(model, batch))
+            value = loss.item()
+            if not math.isfinite(value):
+                raise FloatingPointError(
+                    f"fit: the loss became {value} in epoch {epoch + 1}, step {i + 1}; lower lr={settings.lr}"
+                )
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += value * len(batch)
+            bar.set_postfix(epoch=epoch + 1, loss=f"{total / (a + len(batch)):.4f}", refresh=False)
+            bar.update(len(batch))
+    return total / len(jets)
+
+
+def _validate(model: Tagger, jets: Jets) -> tuple[float, float]:
+    """Mean cross-entropy and the AUC of the signal class."""
+    torch = interop.require("torch")
+    model.eval()
+    total = 0.0
+    scores = []
+    with torch.inference_mode():
+        for a in range(0, len(jets), 1024):
+            batch = jets[a : a + 1024]
+            logits = model(batch)
+            total += float(torch.nn.functional.cross_entropy(logits, _target(model, batch), reduction="sum"))
+            scores.append(logits.softmax(1)[:, model.signal].cpu().numpy())
+    return total / len(jets), metrics.auc(np.concatenate(scores), jets.labels["label"] == model.signal)
+
+
+def _target(model: Tagger, jets: Jets) -> torch.Tensor:
+    return interop.convert(jets.labels["label"], "torch", str(next(model.parameters()).device))
+
+
+def _labelled(jets: Jets, classes: int, name: str) -> Jets:
+    """Only what training needs, in NumPy, with labels checked."""
+    if "label" not in jets.labels:
+        raise ValueError(f"fit: {name} must have a label 'label', got {list(jets.labels)}; add the class index of each jet")
+    jets = jets.to("cpu", library="numpy")
+    label = jets.labels["label"].astype(np.int64)
+    if len(jets) == 0 or label.min() < 0 or label.max() >= classes or (label == label[0]).all():
+        raise ValueError(
+            f"fit: {name} must have labels in 0..{classes - 1} of at least two classes, "
+            f"got {sorted(set(label.tolist()))[:5]} for {len(jets)} jets; check the file"
+        )
+    return Jets(jets.p4, jets.offsets, {}, {"label": label})
+
+
+def _fingerprint(jets: Jets) -> str:
+    """Tells data sets apart, so that a run is not resumed on other jets."""
+    jets = jets.compact()
+    crc = 0
+    for array in (jets.offsets, jets.labels["label"], *jets.p4):
+        crc = zlib.crc32(np.ascontiguousarray(array).view(np.uint8), crc)
+    return f"{len(jets)} jets, crc32 {crc:08x}"
+
+
+def _restore(path: Path, model: Tagger, optimizer: Any, run: dict[str, Any]) -> list[dict[str, Any]]:
+    """Load weights and optimiser in place; the history."""
+    state, metadata = read_tensors(path)
+    if metadata.get("model") != models.describe(model) or metadata.get("run") != run:
+        raise CheckpointError(
+            f"{path}: is another run: {metadata.get('model')}, {metadata.get('run')}; "
+            f"this one is {models.describe(model)}, {run}"
+        )
+    model.load_state_dict(
+        {key.removeprefix("model."): value for key, value in state.items() if key.startswith("model.")}
+    )
+    for key, parameter in model.named_parameters():
+        prefix = f"optimizer.{key}."
+        optimizer.state[parameter] = {
+            name.removeprefix(prefix): value.clone() for name, value in state.items() if name.startswith(prefix)
+        }
+    return metadata["history"]
+
+
+def write_tensors(path: str | os.PathLike[str], tensors: dict[str, Any], metadata: dict[str, Any]) -> None:
+    """A safetensors file with JSON metadata in its header, written beside `path` and renamed over it."""
+    save_file = interop.require("safetensors.torch").save_file
+    with replacing(path) as part:
+        save_file(
+            {key: value.detach().cpu().contiguous() for key, value in tensors.items()},
+            part,
+            {"fasttag": json.dumps(metadata)},
+        )
+
+
+def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Tensors and metadata of a file written by `write_tensors`; CheckpointError if it is no such file."""
+    safetensors = interop.require("safetensors")
+    try:
+        with safetensors.safe_open(os.fspath(path), "pt") as file:
+            metadata = json.loads((file.metadata() or {}).get("fasttag", "{}"))
+            return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118
+    except FileNotFoundError:
+        raise
+    except (safetensors.SafetensorError, ValueError, OSError) as error:
+        raise CheckpointError(f"{os.fspath(path)}: cannot be read as a checkpoint: {error}") from error

@@ -1,0 +1,115 @@
+"""Ragged cases and operations for the contract test: every op runs on every case."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from fasttag_kernels.kinematics import kinematics
+from fasttag_kernels.kinematics import reference as kinematics_reference
+from fasttag_kernels.pad import pad
+from fasttag_kernels.pad import reference as pad_reference
+from fasttag_kernels.pixelate import CHANNELS, pixelate
+from fasttag_kernels.pixelate import reference as pixelate_reference
+from fasttag_kernels.segment import reference as segment_reference
+from fasttag_kernels.segment import segment
+
+
+def _jets(counts: Any, seed: int = 1, phi: float = 0.7, before: int = 0, after: int = 0, mass: float = 0.0) -> tuple:
+    """p4 (4, N) float64 and offsets of jets around (eta, phi) = (0.4, phi)."""
+    rng = np.random.default_rng(seed)
+    n = int(np.sum(counts)) + before + after
+    pt = rng.exponential(12.0, n) + 0.1
+    eta, angle = rng.normal(0.4, 0.3, n), rng.normal(phi, 0.3, n)
+    p4 = np.array([pt * np.cos(angle), pt * np.sin(angle), pt * np.sinh(eta), np.hypot(pt * np.cosh(eta), mass)])
+    return p4, np.concatenate([[0], np.cumsum(counts)]).astype(np.int64) + before
+
+
+def _duplicates() -> tuple:
+    p4, offsets = _jets([5, 4])
+    p4[:, 1:5] = p4[:, :1]
+    return p4, offsets
+
+
+def _zero_pt() -> tuple:
+    p4, offsets = _jets([4, 2, 1])
+    p4[:, 1] = [0, 0, -30.0, 30.0]
+    p4[:, 3] = [0, 0, 7.0, 9.0]
+    p4[:, 6] = 0.0
+    return p4, offsets
+
+
+CASES: dict[str, Callable[[], tuple]] = {
+    "no jets": lambda: _jets([]),
+    "empty jets": lambda: _jets([0, 0, 0]),
+    "one constituent": lambda: _jets([1]),
+    "mixed": lambda: _jets([3, 0, 46, 1, 17, 64, 65, 0, 200, 2]),
+    "offsets above zero": lambda: _jets([4, 0, 13], before=3, after=5),
+    "longer than any block": lambda: _jets([2, 5000, 3]),
+    "duplicates": _duplicates,
+    "zero pt": _zero_pt,
+    "across pi": lambda: _jets([30, 40], phi=np.pi),
+    "massive": lambda: _jets([20, 30], mass=5.0),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Op:
+    """How to run an op on a case: arguments from (p4, offsets) in a dtype, the kernel, the oracle, the error scale."""
+
+    arguments: Callable[[np.ndarray, np.ndarray], tuple]
+    run: Callable[..., Any]
+    oracle: Callable[..., Any]
+    scale: Callable[..., Any] = lambda *arguments: 1.0
+    ragged: bool = True  # takes offsets as its argument number `offsets_at`
+    offsets_at: int = 1
+
+
+def _kinematics_scale(p4: np.ndarray) -> np.ndarray:
+    """E + pz cancels in m^2 to eps E^2; a mass is the root of that, a rapidity sees it relative to mT^2."""
+    px, py, _, e = p4.astype(np.float64)
+    pt2 = np.maximum(px**2 + py**2, 1e-300)
+    one = np.ones_like(e)
+    return np.array([0 * one, np.minimum(e**2 / pt2, 1e6) + 1, one, one, e / np.sqrt(8 * 2.0**-52)])
+
+
+def _angles(p4: np.ndarray, offsets: np.ndarray) -> tuple:
+    k = kinematics_reference.kinematics(p4)
+    kind = (np.arange(p4.shape[1]) % 5).astype(np.int8)
+    return *(x.astype(p4.dtype) for x in (k[0], k[2], k[3])), offsets, kind
+
+
+def _values(p4: np.ndarray, offsets: np.ndarray) -> tuple:
+    return np.random.default_rng(2).normal(size=(p4.shape[1], 7)).astype(p4.dtype), offsets
+
+
+def _pixelate(pt: Any, eta: Any, phi: Any, offsets: Any, kind: Any, **options: Any) -> Any:
+    return pixelate(pt, eta, phi, offsets, kind=kind, channels=tuple(CHANNELS), **options)
+
+
+OPS: dict[str, Op] = {
+    "kinematics": Op(
+        lambda p4, offsets: (p4,), kinematics, kinematics_reference.kinematics, _kinematics_scale, ragged=False
+    ),
+    "segment": Op(
+        _values,
+        segment,
+        segment_reference.segment,
+        lambda values, offsets: segment_reference.segment(np.abs(values), offsets),
+    ),
+    "pad": Op(
+        lambda p4, offsets: (p4, offsets),
+        lambda values, offsets, threads=None: pad(values, offsets, 5001, threads=threads),
+        lambda values, offsets: pad_reference.pad(values, offsets, 5001),
+    ),
+    "pixelate": Op(
+        _angles,
+        _pixelate,
+        lambda pt, eta, phi, offsets, kind: pixelate_reference.pixelate(
+            pt, eta, phi, offsets, kind=kind, channels=tuple(CHANNELS)
+        ),
+        offsets_at=3,
+    ),
+}

@@ -1,0 +1,179 @@
+"""Training: it learns, it is reproducible, and it survives a kill at any moment."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fasttag import CheckpointError, Jets, metrics, models, training
+from fasttag.training import Settings, fit, read_tensors
+from toys import toy_jets
+
+SMALL = {"phi": [16, 16], "f": [16]}
+SETTINGS = Settings(epochs=4, batch_size=50, lr=3e-3, patience=4)
+
+
+@pytest.fixture(scope="module")
+def toys() -> tuple[Jets, Jets]:
+    return toy_jets(1000, 1), toy_jets(400, 2)
+
+
+def weights(folder: Path, name: str = "last.safetensors") -> dict[str, bytes]:
+    return {key: value.numpy().tobytes() for key, value in read_tensors(folder / name)[0].items()}
+
+
+def run(folder, toys, settings=SETTINGS, **options):
+    return fit("pfn", *toys, folder, settings, config=SMALL, progress=False, **options)
+
+
+def test_learns(tmp_path, toys):
+    model = run(tmp_path, toys, Settings(epochs=15, batch_size=50, lr=3e-3))
+    test = toy_jets(1000, 3)
+    assert metrics.auc(models.score(model, test), test.labels["label"]) > 0.95
+    history = json.loads((tmp_path / "history.json").read_text())["history"]
+    assert history[-1]["train_loss"] < 0.5 * history[0]["train_loss"]
+    best = min(history, key=lambda entry: entry["val_loss"])
+    loss, auc = training._validate(model, toys[1])
+    assert (loss, auc) == (best["val_loss"], best["val_auc"])  # best.safetensors is the epoch of the lowest loss
+
+
+def test_same_seed_same_weights_other_seed_others(tmp_path, toys):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        run(tmp_path / name, toys, Settings(epochs=2, batch_size=50, seed=seed))
+    assert weights(tmp_path / "a") == weights(tmp_path / "b")
+    assert weights(tmp_path / "a") != weights(tmp_path / "c")
+
+
+def test_resume_after_any_epoch(tmp_path, toys, monkeypatch):
+    run(tmp_path / "whole", toys)
+    calls = 0
+    validate = training._validate
+
+    def interrupted(*args):
+        nonlocal calls
+        calls += 1
+        if calls in (2, 4):
+            raise KeyboardInterrupt
+        return validate(*args)
+
+    monkeypatch.setattr(training, "_validate", interrupted)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "parts", toys, resume=True)
+    run(tmp_path / "parts", toys, resume=True)
+    assert calls == 6
+    assert weights(tmp_path / "whole") == weights(tmp_path / "parts")
+    assert weights(tmp_path / "whole", "best.safetensors") == weights(tmp_path / "parts", "best.safetensors")
+
+
+def test_early_stopping(tmp_path, toys):
+    noise = toys[1].with_labels(label=np.random.default_rng(1).integers(0, 2, len(toys[1])))
+    run(tmp_path, (toys[0], noise), Settings(epochs=40, batch_size=50, lr=1e-2, patience=2))
+    losses = [e["val_loss"] for e in json.loads((tmp_path / "history.json").read_text())["history"]]
+    assert len(losses) < 40
+    assert len(losses) == int(np.argmin(losses)) + 1 + 2
+
+
+def test_learning_rate():
+    settings = Settings(lr=1.0, warmup=0.1)
+    rates = [settings.learning_rate(step, 100) for step in range(100)]
+    assert rates[:10] == pytest.approx(np.arange(1, 11) / 10)
+    assert rates[10:] == pytest.approx(0.5 + 0.5 * np.cos(np.pi * np.arange(90) / 90))
+
+
+def test_shuffling_covers_every_jet_once_per_epoch(tmp_path, toys, monkeypatch):
+    seen = []
+    target = training._target
+
+    def record(model, batch):
+        seen.append(batch)
+        return target(model, batch)
+
+    monkeypatch.setattr(training, "_target", record)
+    run(tmp_path, toys, Settings(epochs=2, batch_size=64))
+    trained = Jets.concatenate([b for b in seen if len(b) <= 64])
+    energy = np.sort(np.add.reduceat(trained.p4[3], trained.offsets[:-1]))
+    expected = np.sort(np.tile(np.add.reduceat(toys[0].p4[3], toys[0].offsets[:-1]), 2))
+    assert len(trained) == 2 * len(toys[0])
+    np.testing.assert_allclose(energy, expected, rtol=1e-5)
+
+
+def test_other_runs_are_refused(tmp_path, toys):
+    run(tmp_path, toys, Settings(epochs=1, batch_size=50))
+    with pytest.raises(CheckpointError, match="holds a run already"):
+        run(tmp_path, toys, Settings(epochs=1, batch_size=50))
+    with pytest.raises(CheckpointError, match="is another run"):
+        run(tmp_path, toys, Settings(epochs=2, batch_size=50), resume=True)
+    with pytest.raises(CheckpointError, match="is another run"):
+        run(tmp_path, (toys[0][:900], toys[1]), Settings(epochs=1, batch_size=50), resume=True)
+
+
+def test_bad_labels(tmp_path, toys):
+    train, val = toys
+    for bad in (
+        Jets(train.p4, train.offsets),
+        train.with_labels(label=np.zeros(len(train), np.int64)),
+        train.with_labels(label=np.arange(len(train))),
+        train[:0],
+    ):
+        with pytest.raises(ValueError, match="fit: train must have"):
+            fit("pfn", bad, val, tmp_path / "bad", progress=False)
+
+
+@pytest.mark.parametrize("field", ["epochs", "batch_size", "lr", "patience", "seed", "warmup", "weight_decay"])
+def test_settings_errors(field):
+    with pytest.raises(ValueError, match=f"Settings: {field} must be"):
+        Settings(**{field: -1})
+
+
+def test_divergence_is_an_error(tmp_path, toys):
+    with pytest.raises(FloatingPointError, match="the loss became"):
+        run(tmp_path, toys, Settings(epochs=3, batch_size=50, lr=1e30, warmup=0.0))
+
+
+CHILD = """
+import sys
+sys.path.insert(0, sys.argv[2])
+from fasttag.training import Settings, fit
+from toys import toy_jets
+fit("pfn", toy_jets(1000, 1), toy_jets(400, 2), sys.argv[1], Settings(epochs=12, batch_size=20),
+    config={"phi": [16, 16], "f": [16]}, resume=True, progress=False)
+"""
+
+
+def kill_and_resume(folder: Path, kills: int, seed: int) -> None:
+    """Run the child, kill it `kills` times at random moments of its training, then let it end."""
+    rng = random.Random(seed)
+    command = [sys.executable, "-c", CHILD, str(folder), str(Path(__file__).parent)]
+    for _ in range(kills):
+        child = subprocess.Popen(command)
+        while not folder.exists() and child.poll() is None:
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0.05, 2.0))
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+    subprocess.run(command, check=True)
+
+
+@pytest.mark.slow
+def test_killed_and_resumed(tmp_path):
+    kill_and_resume(tmp_path / "whole", 0, 0)
+    kill_and_resume(tmp_path / "killed", 3, 1)
+    assert weights(tmp_path / "whole") == weights(tmp_path / "killed")
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_killed_and_resumed_often(tmp_path):
+    kill_and_resume(tmp_path / "whole", 0, 0)
+    for seed in range(20):
+        kill_and_resume(tmp_path / f"killed-{seed}", 3, seed)
+        assert weights(tmp_path / "whole") == weights(tmp_path / f"killed-{seed}"), f"seed {seed}"
