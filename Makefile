@@ -32,16 +32,18 @@ soak: $(STAMP)
 gpu: $(STAMP)
 	FASTTAG_REQUIRE_GPU=1 $(BIN)/pytest -m gpu
 
-# one round of every benchmark: the result is checked, the timing is not kept
+# one round of every benchmark on a small problem: the results are checked, the timings not kept
 bench-smoke: $(STAMP)
-	$(BIN)/pytest benchmarks --benchmark-only --benchmark-disable-gc --smoke -q
+	$(BIN)/pytest benchmarks --benchmark-only --benchmark-disable-gc --benchmark-quiet --smoke -q
 
+# writes benchmarks/results/<machine>.json and the tables of README.md
 bench: $(STAMP) .venv-peers/.installed
-	$(BIN)/pytest benchmarks --benchmark-only --benchmark-disable-gc --benchmark-json=benchmarks/results/latest.json
+	$(BIN)/pytest benchmarks --benchmark-only --benchmark-disable-gc --benchmark-quiet --save
+	$(BIN)/python benchmarks/render.py > /dev/null
 
 .venv-peers/.installed: benchmarks/peers-requirements.txt
 	$(PYTHON) -m venv .venv-peers
-	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/peers-requirements.txt
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r benchmarks/peers-requirements.txt
 	touch $@
 
 clean:

@@ -32,7 +32,7 @@ def require(module: str) -> Any:
 def convert(array: Any, library: str, device: str) -> Any:
     """The same values in another library or on another device; the array itself where nothing changes.
 
-    NumPy -> torch on the CPU shares memory, except that a read-only array is copied: torch has no read-only tensors.
+    NumPy -> torch on the CPU shares memory, except that a read-only or reversed array is copied: torch has neither.
     CuPy <-> torch on one GPU share memory through DLPack.
     """
     here, place = library_of(array), device_of(array)
@@ -43,7 +43,8 @@ def convert(array: Any, library: str, device: str) -> Any:
         return array
     if here == "numpy" and library == "torch":
         torch = require("torch")
-        return torch.from_numpy(array if array.flags.writeable else array.copy()).to(device)
+        shareable = array.flags.writeable and min(array.strides, default=0) >= 0
+        return torch.from_numpy(array if shareable else array.copy()).to(device)
     if here == "numpy":
         cupy = require("cupy")
         with cupy.cuda.Device(int(device.partition(":")[2] or 0)):

@@ -198,7 +198,7 @@ class Jets:
         """Move to "cpu", "cuda" or "cuda:1", keeping the family: NumPy goes to CuPy and back, torch stays torch.
 
         `library` ("numpy", "cupy", "torch") changes the family; on one device no data is copied, except that read-only
-        NumPy arrays are when they become tensors.
+        or reversed NumPy arrays are when they become tensors.
         """
         if library not in (None, "numpy", "cupy", "torch"):
             raise ValueError(f'to: library must be "numpy", "cupy" or "torch", got {library!r}; choose one')

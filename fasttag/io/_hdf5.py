@@ -6,8 +6,10 @@ what a header declares. A sound table has none of that, so all of it is refused.
 
 from __future__ import annotations
 
+import bz2
 import math
 import os
+import zlib
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,8 @@ from h5py import h5a, h5d, h5l, h5t
 from ..errors import CorruptFileError, FormatError
 
 GZIP, SHUFFLE, FLETCHER32, BZIP2, LZO, BLOSC, BLOSC2 = 1, 2, 3, 307, 305, 32001, 32026
-# PyTables makes blosc2 chunks as large as the L3 cache of the machine, 480 MiB where we looked
-MAX_CHUNK = 1 << 30
+# PyTables makes blosc2 chunks as large as the L3 cache of the machine, and up to this
+MAX_CHUNK = 2 << 30
 CACHE = 16 << 20
 
 
@@ -37,7 +39,7 @@ def child(group: h5py.Group, name: str) -> Any:
     """A member of a group. Links to elsewhere, inside the file or out of it, are refused."""
     where = f"{group.file.filename}: {group.name.rstrip('/')}/{name}"
     if name.encode() not in group.id:
-        raise FormatError(f"{where} is missing; the file has {', '.join(group) or 'nothing'}")
+        raise FormatError(f"{where} is missing; the file has {', '.join(list(group)[:9]) or 'nothing'}")
     if group.id.links.get_info(name.encode()).type != h5l.TYPE_HARD:
         raise FormatError(f"{where} must be in the file itself, got a link")
     return group[name]
@@ -56,65 +58,109 @@ def attribute(item: h5py.HLObject, name: str) -> Any:
     return b"" if isinstance(value, h5py.Empty) else value
 
 
-def dataset(group: h5py.Group, name: str, filters: Collection[int]) -> h5py.Dataset:
-    """A dataset that holds all the values it declares, stored with the filters listed and nothing else."""
-    data = child(group, name)
-    where = f"{group.file.filename}: {data.name}"
-    if not isinstance(data, h5py.Dataset) or data.shape is None:
-        raise FormatError(f"{where} must be a dataset, got {type(data).__name__}")
-    # names may be padded in several ways; numbers must be exactly what NumPy takes them for
-    if data.dtype.kind != "S" and not data.id.get_type().equal(h5t.py_create(data.dtype)):
-        raise FormatError(f"{where} must have a standard type, got one close to {data.dtype}")
-    plist = data.id.get_create_plist()
-    layout, size = plist.get_layout(), data.file.id.get_filesize()
-    if plist.get_external_count() or layout not in (h5d.CONTIGUOUS, h5d.CHUNKED):
-        raise FormatError(f"{where} must keep its values in the file, contiguous or in chunks")
-    if layout == h5d.CONTIGUOUS:
-        offset = data.id.get_offset()
-        if data.nbytes and (offset is None or data.id.get_storage_size() != data.nbytes or offset + data.nbytes > size):
-            raise CorruptFileError(f"{where} declares {data.nbytes} bytes that the file does not have")
-    else:
-        _check_chunks(where, data, [plist.get_filter(i) for i in range(plist.get_nfilters())], filters, size)
-    return data
+class Stored:
+    """A dataset that holds all the values it declares. Rows are counted along its first axis, or its last (axis -1).
 
+    libhdf5 reads past the end of the memory, and crashes, where a chunk decodes to fewer bytes than the dataset
+    declares: so the size of every chunk is looked up in its Blosc header, or found by decompressing it once more.
+    """
 
-def _check_chunks(where: str, data: h5py.Dataset, pipeline: list[tuple], allowed: Collection[int], size: int) -> None:
-    names = [code for code, *_ in pipeline]
-    if LZO in names:
-        raise FormatError(f"{where} is compressed with lzo, which has no free plugin; use ptrepack --complib=blosc")
-    if unexpected := set(names) - set(allowed):
-        raise FormatError(f"{where} must use HDF5 filters {sorted(allowed)} only, got {sorted(unexpected)}")
-    nbytes = math.prod(data.chunks) * data.dtype.itemsize
-    grid = [-(-n // c) for n, c in zip(data.shape, data.chunks)]
-    count = math.prod(grid)
-    if nbytes > MAX_CHUNK or count > size:
-        raise CorruptFileError(f"{where} declares {count} chunks of {nbytes} bytes in a file of {size} bytes")
-    for code, _, values, _ in pipeline:
-        found, expected = (
-            values[:1] if code == SHUFFLE else values[3:4],
-            data.dtype.itemsize if code == SHUFFLE else nbytes,
-        )
-        if code in (SHUFFLE, BLOSC, BLOSC2) and found != (expected,):
-            raise CorruptFileError(f"{where}: filter {code} must be set up for {expected} bytes, got {found}")
-    chunks: list[Any] = []
-    data.id.chunk_iter(chunks.append)
-    if len(chunks) != count:
-        raise CorruptFileError(f"{where} declares {count} chunks, the file has {len(chunks)}")
-    if not chunks:
-        return
-    index = np.array([chunk.chunk_offset for chunk in chunks], np.int64) / data.chunks
-    begin = np.array([chunk.byte_offset for chunk in chunks], np.int64)
-    length = np.array([chunk.size for chunk in chunks], np.int64)
-    order = np.argsort(begin)
-    begin, end = begin[order], (begin + length)[order]
-    sound = (
-        len(np.unique(index, axis=0)) == count
-        and (index == np.floor(index)).all()
-        and (index < grid).all()
-        and not any(chunk.filter_mask for chunk in chunks)
-        and (length > 0).all()
-        and end[-1] <= size
-        and (begin[1:] >= end[:-1]).all()
-    )
-    if not sound or (not pipeline and (length != nbytes).any()):
-        raise CorruptFileError(f"{where}: its index of chunks is damaged")
+    def __init__(self, group: h5py.Group, name: str, filters: Collection[int], axis: int = 0) -> None:
+        """Filters are those that may be there, in any number but in the order shuffle, compression, Fletcher32."""
+        self._data, self._axis = child(group, name), axis
+        self.where = f"{group.file.filename}: {group.name.rstrip('/')}/{name}"
+        if not isinstance(self._data, h5py.Dataset) or not self._data.ndim:
+            raise FormatError(f"{self.where} must be an array, got {self._data}")
+        self.shape, self.dtype, self.chunks = self._data.shape, self._data.dtype, self._data.chunks
+        # names may be padded in several ways; numbers must be exactly what NumPy takes them for
+        if self.dtype.kind != "S" and not self._data.id.get_type().equal(h5t.py_create(self.dtype)):
+            raise FormatError(f"{self.where} must have a standard type, got one close to {self.dtype}")
+        plist = self._data.id.get_create_plist()
+        layout, self._file_size = plist.get_layout(), self._data.file.id.get_filesize()
+        if plist.get_external_count() or layout not in (h5d.CONTIGUOUS, h5d.CHUNKED):
+            raise FormatError(f"{self.where} must keep its values in the file, contiguous or in chunks")
+        if layout == h5d.CHUNKED:
+            self._check_pipeline([plist.get_filter(i) for i in range(plist.get_nfilters())], filters)
+            self._check_index()
+        elif self._data.nbytes:
+            begin, length = self._data.id.get_offset(), self._data.id.get_storage_size()
+            if begin is None or length != self._data.nbytes or begin + length > self._file_size:
+                raise CorruptFileError(f"{self.where} declares {self._data.nbytes} bytes that the file does not have")
+
+    def read(self, begin: int, end: int, out: np.ndarray | None = None) -> np.ndarray:
+        """Rows begin:end, in the first rows of `out` if that is given."""
+        if self.chunks:
+            self._check_sizes(begin, end)
+        rows = np.s_[..., begin:end] if self._axis else np.s_[begin:end]
+        if out is None:
+            return self._data[rows]
+        self._data.read_direct(out, rows, np.s_[: end - begin])
+        return out
+
+    def attribute(self, name: str) -> Any:
+        return attribute(self._data, name)
+
+    def _check_pipeline(self, pipeline: list[tuple], allowed: Collection[int]) -> None:
+        self._filters = [code for code, *_ in pipeline]
+        self._chunk_bytes = math.prod(self.chunks) * self.dtype.itemsize
+        if LZO in self._filters:
+            raise FormatError(
+                f"{self.where} is compressed with lzo, which has no free plugin; use ptrepack to change it"
+            )
+        stages = [{SHUFFLE: 0, FLETCHER32: 2}.get(code, 1) for code in self._filters]
+        if not {*self._filters} <= {*allowed} or stages != sorted({*stages}):
+            raise FormatError(f"{self.where} must use HDF5 filters among {sorted(allowed)}, got {self._filters}")
+        for code, _, values, _ in pipeline:
+            found, size = (values[:1], self.dtype.itemsize) if code == SHUFFLE else (values[3:4], self._chunk_bytes)
+            if code in (SHUFFLE, BLOSC, BLOSC2) and found != (size,):
+                raise CorruptFileError(f"{self.where}: filter {code} must be set up for {size} bytes, got {found}")
+
+    def _check_index(self) -> None:
+        """All chunks are there, each once, in the file, none on top of another, none exempt from the filters."""
+        grid = [-(-length // chunk) for length, chunk in zip(self.shape, self.chunks)]
+        count = math.prod(grid)
+        if self._chunk_bytes > MAX_CHUNK or count > self._file_size:
+            raise CorruptFileError(
+                f"{self.where} declares {count} chunks of {self._chunk_bytes} bytes in a file of {self._file_size} bytes"
+            )
+        chunks: list[Any] = []
+        self._data.id.chunk_iter(chunks.append)
+        place = np.array([chunk.chunk_offset for chunk in chunks], np.int64).reshape(-1, len(grid)) // self.chunks
+        begin = np.array([chunk.byte_offset for chunk in chunks], np.int64)
+        length = np.array([chunk.size for chunk in chunks], np.int64)
+        order = np.argsort(begin)
+        ends = (begin + length)[order]
+        if (
+            len(chunks) != count
+            or len(np.unique(place, axis=0)) != count
+            or (place >= grid).any()
+            or any(chunk.filter_mask for chunk in chunks)
+            or (ends > self._file_size).any()
+            or (begin[order][1:] < ends[:-1]).any()
+        ):
+            raise CorruptFileError(f"{self.where}: its index of {count} chunks is damaged")
+        order = np.argsort(place[:, self._axis], kind="stable")
+        self._place, self._begin, self._length = place[order, self._axis], begin[order], length[order]
+        self._sound = np.zeros(count, bool)
+
+    def _check_sizes(self, begin: int, end: int) -> None:
+        chunk = self.chunks[self._axis]
+        first, last = np.searchsorted(self._place, [begin // chunk, -(-end // chunk)])
+        for i in first + np.flatnonzero(~self._sound[first:last]):
+            size = self._decoded_size(int(self._begin[i]), int(self._length[i]))
+            if size != self._chunk_bytes:
+                raise CorruptFileError(f"{self.where}: a chunk must have {self._chunk_bytes} bytes, got {size}")
+            self._sound[i] = True
+
+    def _decoded_size(self, begin: int, length: int) -> int:
+        length -= 4 * (FLETCHER32 in self._filters)
+        compressor = next((code for code in self._filters if code not in (SHUFFLE, FLETCHER32)), None)
+        if compressor is None:
+            return length
+        file = self._data.file.id.get_vfd_handle()
+        if compressor == BLOSC:
+            return int.from_bytes(os.pread(file, 4, begin + 4), "little")
+        if compressor == BLOSC2:
+            return int.from_bytes(os.pread(file, 8, begin + 30), "big")
+        stream = zlib.decompressobj() if compressor == GZIP else bz2.BZ2Decompressor()
+        return len(stream.decompress(os.pread(file, length, begin), self._chunk_bytes + 1))

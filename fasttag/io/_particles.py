@@ -47,6 +47,8 @@ def assemble(
     offsets = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
     values = {name: array for name, (array, _) in parts.items()}
     vectors = [values.pop(name) for name in FOUR_VECTOR]
+    if any(vector.dtype.kind != "f" for vector in vectors):
+        raise FormatError(f"{where}: {', '.join(FOUR_VECTOR)} must be floats, got {[v.dtype.name for v in vectors]}")
     dtype = np.float32 if all(vector.dtype == np.float32 for vector in vectors) else np.float64
     made = {name[5:]: array for name, array in values.items()}
     if values.keys() >= {*FLAGS}:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ def blocks(path: str | os.PathLike, start: int, stop: int | None, columns: Colle
         if "tree" not in names or file.classname_of("tree") != "TTree":
             raise FormatError(f"{where} must be a TTree, the file has {', '.join(names) or 'nothing'}")
         tree = file["tree"]
+        _check_names(tree, where)
         parts, labels = wanted(tree.keys(recursive=False), columns, where)
         for name in (*parts, *labels):
             _check(tree, name, uproot.AsJagged if name in parts else uproot.AsDtype, where)
@@ -35,6 +37,14 @@ def blocks(path: str | os.PathLike, start: int, stop: int | None, columns: Colle
                     raise CorruptFileError(f"{where}: {name} has {len(array)} rows of {begin}:{end}")
             lists = {name: _flat(ak, arrays[name]) for name in parts}
             yield assemble(lists, {name: ak.to_numpy(arrays[name]) for name in labels}, columns, where, begin)
+
+
+def _check_names(tree: Any, where: str) -> None:
+    """ROOT keeps a name three times; two that agree against the branch tell that its name is damaged."""
+    for branch in tree.branches:
+        leaf, title = branch.member("fLeaves")[0].member("fName"), re.split(r"[/\[]", branch.title)[0]
+        if leaf == title != branch.name and leaf.startswith(("part_", "jet_", "label")):
+            raise CorruptFileError(f"{where}: the branch of {leaf} is called {branch.name!r}")
 
 
 def _check(tree: Any, name: str, kind: type, where: str) -> None:

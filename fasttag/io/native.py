@@ -20,7 +20,7 @@ from .._files import replacing
 from ..errors import CorruptFileError, FormatError
 from ..jets import Jets
 from ._checks import checked, spans
-from ._hdf5 import FLETCHER32, GZIP, SHUFFLE, attribute, child, dataset, open_file
+from ._hdf5 import FLETCHER32, GZIP, SHUFFLE, Stored, attribute, child, open_file
 
 VERSION = (1, 0)
 FILTERS = (SHUFFLE, GZIP, FLETCHER32)
@@ -33,26 +33,29 @@ def blocks(path: str | os.PathLike, start: int, stop: int | None, columns: Colle
     """See fasttag.io.read."""
     with open_file(path) as file:
         _check_version(file)
-        p4, offsets = dataset(file, "p4", FILTERS), dataset(file, "offsets", FILTERS)
-        if p4.ndim != 2 or len(p4) != 4 or p4.dtype not in (np.float32, np.float64):
-            raise FormatError(f"{path}: p4 must be float32 or float64 (4, N), got {p4.dtype} {p4.shape}")
-        if offsets.ndim != 1 or not len(offsets) or offsets.dtype != np.int64:
-            raise FormatError(f"{path}: offsets must be int64 (J+1,), got {offsets.dtype} {offsets.shape}")
-        total, jets = p4.shape[1], len(offsets) - 1
-        if (offsets[0], offsets[-1]) != (0, total):
-            raise CorruptFileError(f"{path}: offsets must go from 0 to {total}, got {offsets[0]} to {offsets[-1]}")
+        p4, offsets = Stored(file, "p4", FILTERS, -1), Stored(file, "offsets", FILTERS, -1)
+        if len(p4.shape) != 2 or p4.shape[0] != 4 or p4.dtype not in (np.float32, np.float64):
+            raise FormatError(f"{p4.where} must be float32 or float64 (4, N), got {p4.dtype} {p4.shape}")
+        if len(offsets.shape) != 1 or not offsets.shape[0] or offsets.dtype != np.int64:
+            raise FormatError(f"{offsets.where} must be int64 (J+1,), got {offsets.dtype} {offsets.shape}")
+        total, jets = p4.shape[1], offsets.shape[0] - 1
+        limits = [int(offsets.read(i, i + 1)[0]) for i in (0, jets)]
+        if limits != [0, total]:
+            raise CorruptFileError(f"{offsets.where} must go from 0 to {total}, got {limits}")
         per_constituent, per_jet = _members(file, "columns", total), _members(file, "labels", jets)
         for begin, end in spans(start, stop, jets, BLOCK):
-            ends = offsets[begin : end + 1]
-            wrong = np.flatnonzero((ends[1:] < ends[:-1]) | (ends[1:] > total))
-            if wrong.size or ends[0] < 0:
+            ends = offsets.read(begin, end + 1)
+            wrong = np.flatnonzero((ends[1:] < ends[:-1]) | (ends[:-1] < 0) | (ends[1:] > total))
+            if wrong.size:
+                i = wrong[0]
                 raise CorruptFileError(
-                    f"{path}: offsets must rise within 0..{total}, wrong after row {begin + wrong[:1]}"
+                    f"{offsets.where} must rise within 0..{total}, got {ends[i]} then {ends[i + 1]} in row {begin + i}"
                 )
-            inside = slice(ends[0], ends[-1])
-            found = {n: data[inside] for n, data in per_constituent.items() if columns is None or n in columns}
-            labels = {name: data[begin:end] for name, data in per_jet.items()}
-            yield checked(Jets(p4[:, inside], ends - ends[0], found, labels), f"{path}: p4", begin)
+            first, last = int(ends[0]), int(ends[-1])
+            kept = {name: data for name, data in per_constituent.items() if columns is None or name in columns}
+            found = {name: data.read(first, last) for name, data in kept.items()}
+            labels = {name: data.read(begin, end) for name, data in per_jet.items()}
+            yield checked(Jets(p4.read(first, last), ends - first, found, labels), p4.where, begin)
 
 
 def _check_version(file: h5py.File) -> None:
@@ -67,14 +70,12 @@ def _check_version(file: h5py.File) -> None:
         raise CorruptFileError(f"{file.filename}: was not completed by its writer; write it again")
 
 
-def _members(file: h5py.File, name: str, length: int) -> dict[str, h5py.Dataset]:
+def _members(file: h5py.File, name: str, length: int) -> dict[str, Stored]:
     group = child(file, name)
-    members = {member: dataset(group, member, FILTERS) for member in group}
-    for member, data in members.items():
+    members = {member: Stored(group, member, FILTERS, -1) for member in group}
+    for data in members.values():
         if data.shape != (length,) or data.dtype.kind not in "biuf":
-            raise FormatError(
-                f"{file.filename}: {name}/{member} must be numbers ({length},), got {data.dtype} {data.shape}"
-            )
+            raise FormatError(f"{data.where} must be numbers ({length},), got {data.dtype} {data.shape}")
     return members
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from ..errors import CorruptFileError, FormatError
 from ..jets import Jets
 from ._checks import checked, spans, zero_or_one
-from ._hdf5 import BLOSC, BLOSC2, BZIP2, FLETCHER32, GZIP, SHUFFLE, attribute, child, dataset, open_file
+from ._hdf5 import BLOSC, BLOSC2, BZIP2, FLETCHER32, GZIP, SHUFFLE, Stored, attribute, child, open_file
 
 FILTERS = (GZIP, SHUFFLE, FLETCHER32, BZIP2, BLOSC, BLOSC2)
 LABELS = {
@@ -36,7 +36,7 @@ MAX_COLUMNS = 1 << 16
 BLOCK_BYTES = 4 << 20
 
 # columns of a matrix: which matrix, and what to index its second axis with
-_Columns = tuple[np.ndarray, int | slice | list[int]]
+_Columns = tuple[np.ndarray, Any]
 
 
 @dataclasses.dataclass
@@ -44,13 +44,13 @@ class _Frame:
     """A pandas frame: matrices (rows, columns) that show the buffers into which the datasets are read."""
 
     rows: int
-    sources: list[tuple[h5py.Dataset, np.ndarray]]
+    sources: list[tuple[Stored, np.ndarray]]
     matrices: list[np.ndarray]
     names: list[list[str]]
 
     def fill(self, begin: int, end: int) -> None:
         for data, buffer in self.sources if end > begin else ():
-            data.read_direct(buffer, np.s_[begin:end], np.s_[: end - begin])
+            data.read(begin, end, buffer)
 
 
 def blocks(path: str | os.PathLike, start: int, stop: int | None, columns: Collection[str] | None) -> Iterator[Jets]:
@@ -97,43 +97,41 @@ def _find(file: h5py.File) -> tuple[h5py.Group, Any]:
 
 
 def _table(group: h5py.Group, where: str) -> tuple[_Frame, int]:
-    data = dataset(group, "table", FILTERS)
-    rows = attribute(data, "NROWS")
-    if data.ndim != 1 or data.dtype.names is None:
-        raise FormatError(f"{where}/table must be a table of rows, got {data.dtype} {data.shape}")
-    if rows != len(data):
-        raise CorruptFileError(f"{where}/table has {len(data)} rows, its attribute NROWS says {rows}")
+    data = Stored(group, "table", FILTERS)
+    rows, declared = data.shape[0], data.attribute("NROWS")
+    if data.dtype.names is None or len(data.shape) != 1:
+        raise FormatError(f"{data.where} must be a table, got {data.dtype} {data.shape}")
+    if declared != rows:
+        raise CorruptFileError(f"{data.where} has {rows} rows, its attribute NROWS says {declared}")
     fields = [name for name in data.dtype.names if name.startswith("values_block_")]
+    names = [_names(data.attribute(f"{field}_kind"), f"{data.where}: {field}") for field in fields]
     step = _step(data)
-    buffer = np.empty(min(step, len(data)), data.dtype)
-    matrices = [buffer[field] for field in fields]
-    names = [_names(attribute(data, f"{field}_kind"), f"{where}/table: {field}") for field in fields]
-    return _Frame(len(data), [(data, buffer)], matrices, names), step
+    buffer = np.empty(min(step, rows), data.dtype)
+    return _Frame(rows, [(data, buffer)], [buffer[field] for field in fields], names), step
 
 
 def _fixed(group: h5py.Group, where: str) -> tuple[_Frame, int]:
-    axis = dataset(group, "axis1", FILTERS)
-    # pandas stores an empty array as one placeholder and says so in the attribute `shape`
-    empty = attribute(axis, "shape") is not None
-    rows = 0 if empty else len(axis)
+    axis = Stored(group, "axis1", FILTERS)
     blocks = range(attribute(group, "nblocks") or 0)
-    names = [_items(dataset(group, f"block{i}_items", FILTERS), where) for i in blocks]
-    values = [dataset(group, f"block{i}_values", FILTERS) for i in blocks]
-    step = max(map(_step, values), default=1)
-    if empty:
-        dtypes = [attribute(data, "value_type").decode() for data in values]
-        return _Frame(0, [], [np.empty((0, len(n)), dtype) for n, dtype in zip(names, dtypes)], names), step
+    names = [_items(Stored(group, f"block{i}_items", FILTERS)) for i in blocks]
+    values = [Stored(group, f"block{i}_values", FILTERS) for i in blocks]
+    # pandas stores an empty array as one placeholder and says so in the attribute `shape`
+    if axis.attribute("shape") is not None:
+        dtypes = [data.attribute("value_type").decode() for data in values]
+        return _Frame(0, [], [np.empty((0, len(n)), dtype) for n, dtype in zip(names, dtypes)], names), 1
+    rows = axis.shape[0]
     for data, columns in zip(values, names):
         if data.shape != (rows, len(columns)):
-            raise CorruptFileError(f"{where}: {data.name} must have shape {(rows, len(columns))}, got {data.shape}")
+            raise CorruptFileError(f"{data.where} must have shape {(rows, len(columns))}, got {data.shape}")
+    step = max(map(_step, values), default=1)
     buffers = [np.empty((min(step, rows), data.shape[1]), data.dtype) for data in values]
     return _Frame(rows, list(zip(values, buffers)), buffers, names), step
 
 
-def _items(data: h5py.Dataset, where: str) -> list[str]:
-    if data.ndim != 1 or data.dtype.kind != "S" or len(data) > MAX_COLUMNS:
-        raise FormatError(f"{where} must name its columns in {data.name}, got {data.dtype} {data.shape}")
-    return [name.decode() for name in data[:]]
+def _items(data: Stored) -> list[str]:
+    if len(data.shape) != 1 or data.dtype.kind != "S" or data.shape[0] > MAX_COLUMNS:
+        raise FormatError(f"{data.where} must hold names of columns, got {data.dtype} {data.shape}")
+    return [name.decode() for name in data.read(0, data.shape[0])]
 
 
 def _names(pickled: Any, where: str) -> list[str]:
@@ -149,7 +147,7 @@ def _names(pickled: Any, where: str) -> list[str]:
     return names
 
 
-def _step(data: h5py.Dataset) -> int:
+def _step(data: Stored) -> int:
     """Rows to read at once: whole HDF5 chunks, so that none is decompressed twice; several if they are small."""
     chunk = data.chunks[0] if data.chunks else 1
     row_bytes = math.prod(data.shape[1:]) * data.dtype.itemsize

@@ -56,7 +56,8 @@ def _kinematics(first, last, px, py, pz, e, out):
 @kernel
 def _gradient(first, last, gradient, px, py, pz, e, grad_p4):
     for i in range(first, last):
-        x, y, z, energy = float(px[i]), float(py[i]), float(pz[i]), float(e[i])
+        # not float(): Numba leaves a float32 as it is
+        x, y, z, energy = np.float64(px[i]), np.float64(py[i]), np.float64(pz[i]), np.float64(e[i])
         pt2 = x * x + y * y
         if pt2 == 0.0:
             grad_p4[0, i] = grad_p4[1, i] = grad_p4[2, i] = grad_p4[3, i] = 0.0

@@ -1,4 +1,4 @@
-"""Numba backend: one pass per jet in a scratch buffer; of the image only the zeros and the hit pixels are written."""
+"""Numba backend: jet by jet in a scratch buffer; of the image only the zeros and the hit pixels are written."""
 
 import math
 
@@ -15,31 +15,33 @@ W, X, Y, CELL = range(4)
 
 
 def run(
-    pt, eta, phi, offsets, kind, npix, half_width, center, rotate, flip, normalize, wrap, channels, dtype, out, *, threads
+    pt, eta, phi, offsets, kind, npix, half_width, center, rotate, flip, normalize, wrap, channels, dtype, out, *,
+    threads,
 ):  # fmt: skip
     kinds = np.empty(0, np.int8) if kind is None else kind
     masks = np.array([sum(1 << k for k in CHANNELS[name][0] or range(5)) for name in channels], np.int64)
     counts = np.array([CHANNELS[name][1] for name in channels])
     arrays = inputs(pt, eta, phi, offsets, kinds, masks, counts)
-    settings = (half_width, MODES[center], rotate, flip, normalize, wrap)
-    _threads.over(len(offsets) - 1, threads, _pixelate, *arrays, *settings, out)
+    settings = (npix, half_width, MODES[center], rotate, flip, normalize, wrap)
+    _threads.over(len(offsets) - 1, threads, _pixelate, *arrays, *settings, out.reshape(*out.shape[:2], npix * npix))
 
 
 @kernel
 def _pixelate(
-    first, last, pt, eta, phi, offsets, kinds, masks, counts, half_width, center, rotate, flip, normalize, wrap, out
-):
-    npix = out.shape[2]
+    first, last, pt, eta, phi, offsets, kinds, masks, counts, npix, half_width, center, rotate, flip, normalize, wrap,
+    out,
+):  # fmt: skip
     scale = npix / (2.0 * half_width)
+    turn = TWO_PI if wrap and center != NONE else 0.0
     longest = 0
     for j in range(first, last):
         longest = max(longest, offsets[j + 1] - offsets[j])
     jet = np.empty((4, longest))
     for j in range(first, last):
-        start = offsets[j]
-        n = offsets[j + 1] - start
-        image = out[j]
-        image[:] = 0
+        # unsigned: an index that may be negative costs a gather per load; no slices: each costs two atomic counts
+        start = np.uint64(offsets[j])
+        n = np.uint64(offsets[j + 1]) - start
+        out[j] = 0
         if n == 0:
             continue
         eta0 = 0.0 if center == NONE else float(eta[start])
@@ -49,26 +51,24 @@ def _pixelate(
         for i in range(n):
             jet[X, i] = eta[start + i] - eta0
         for i in range(n):
-            jet[Y, i] = phi[start + i] - phi0
-        if wrap and center != NONE:
-            for i in range(n):
-                jet[Y, i] -= TWO_PI * math.floor((jet[Y, i] + PI) / TWO_PI)
+            dphi = phi[start + i] - phi0
+            jet[Y, i] = dphi - turn * np.floor((dphi + PI) * (1.0 / TWO_PI))
         w = x = y = 0.0
         for i in range(n):
             w += jet[W, i]
             x += jet[W, i] * jet[X, i]
             y += jet[W, i] * jet[Y, i]
         if not math.isfinite(w + x + y):
-            image[:] = np.nan
+            out[j] = np.nan
             continue
         if w == 0.0:
             continue
         if center == PIXEL:
-            left = math.ceil((eta0 + x / w) * scale - 0.5) - npix // 2
-            low = math.ceil((phi0 + y / w) * scale - 0.5) - npix // 2
+            left = np.ceil((eta0 + x / w) * scale - 0.5) - npix // 2
+            low = np.ceil((phi0 + y / w) * scale - 0.5) - npix // 2
             for i in range(n):
-                jet[X, i] = math.ceil((eta0 + jet[X, i]) * scale - 0.5) - left
-                jet[Y, i] = math.ceil((phi0 + jet[Y, i]) * scale - 0.5) - low
+                jet[X, i] = np.ceil((eta0 + jet[X, i]) * scale - 0.5) - left
+                jet[Y, i] = np.ceil((phi0 + jet[Y, i]) * scale - 0.5) - low
         else:
             if center == CENTROID:
                 for i in range(n):
@@ -80,22 +80,21 @@ def _pixelate(
             if flip:
                 x_sign, y_sign = _side(jet, X, n), _side(jet, Y, n)
             for i in range(n):
-                jet[X, i] = math.floor((x_sign * jet[X, i] + half_width) * scale)
-                jet[Y, i] = math.floor((y_sign * jet[Y, i] + half_width) * scale)
+                jet[X, i] = np.floor((x_sign * jet[X, i] + half_width) * scale)
+                jet[Y, i] = np.floor((y_sign * jet[Y, i] + half_width) * scale)
         inside = 0.0
         for i in range(n):
             x, y = jet[X, i], jet[Y, i]
             hit = (x >= 0.0) & (x < npix) & (y >= 0.0) & (y < npix)
-            jet[CELL, i] = y * npix + x if hit else -1.0
-            inside += jet[W, i] if hit else 0.0
+            jet[CELL, i] = y * npix + x if hit else 0.0
+            jet[W, i] = jet[W, i] if hit else 0.0
+            inside += jet[W, i]
         unit = 1.0 / inside if normalize and inside > 0.0 else 1.0
-        for i in range(n):
-            if jet[CELL, i] >= 0.0 and jet[W, i] > 0.0:
-                row, col = divmod(np.uint64(jet[CELL, i]), np.uint64(npix))
-                bit = 1 << kinds[start + i] if kinds.size else 31
-                for c in range(masks.size):
-                    if masks[c] & bit:
-                        image[c, row, col] += 1.0 if counts[c] else jet[W, i] * unit
+        for c in range(masks.size):
+            for i in range(n):
+                if kinds.size == 0 or masks[c] >> kinds[start + i] & 1:
+                    one = 1.0 if jet[W, i] > 0.0 else 0.0
+                    out[j, c, np.uint64(np.int64(jet[CELL, i]))] += one if counts[c] else jet[W, i] * unit
 
 
 @kernel

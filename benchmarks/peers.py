@@ -1,0 +1,137 @@
+"""What the kernels are timed against, beyond `fasttag._baselines`.
+
+Other people's packages cannot share our environment: they run in one child process of `.venv-peers` per run. This file
+is both ends. The child does a task once per request and times itself; arrays travel as files.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+PYTHON = Path(__file__).resolve().parent.parent / ".venv-peers" / "bin" / "python"
+
+
+def pixelate_per_jet(pt: Any, eta: Any, phi: Any, offsets: Any, *, npix: int = 40, half_width: float = 0.8) -> Any:
+    """The usual NumPy way, one jet at a time: centre, rotate, flip, np.histogram2d, normalise. phi must not wrap."""
+    images = np.empty((len(offsets) - 1, npix, npix), np.float32)
+    edges = np.linspace(-half_width, half_width, npix + 1)
+    for image, a, b in zip(images, offsets[:-1], offsets[1:]):
+        w, x, y = pt[a:b].astype(np.float64), eta[a:b].astype(np.float64), phi[a:b].astype(np.float64)
+        x, y = x - np.average(x, weights=w), y - np.average(y, weights=w)
+        angle = 0.5 * np.arctan2(2 * (w * x * y).sum(), (w * x * x).sum() - (w * y * y).sum())
+        x, y = x * np.sin(angle) - y * np.cos(angle), x * np.cos(angle) + y * np.sin(angle)
+        x = -x if w[x < 0].sum() > w[x > 0].sum() else x
+        y = -y if w[y < 0].sum() > w[y > 0].sum() else y
+        counts, _, _ = np.histogram2d(y, x, bins=(edges, edges), weights=w)
+        image[:] = counts / counts.sum()
+    return images
+
+
+def _energyflow_pixelate(folder: Path, npix: int, width: float) -> Callable[[], Any]:
+    from energyflow.utils import pixelate
+
+    offsets = np.load(folder / "offsets.npy")
+    table = np.stack([np.load(folder / f"{name}.npy") for name in ("pt", "eta", "phi")], 1).astype(np.float64)
+    jets = np.split(table, offsets[1:-1])
+    return lambda: (np.array([pixelate(jet, npix=npix, img_width=width) for jet in jets])[..., 0],)
+
+
+def _pandas_write(folder: Path, path: str) -> Callable[[], Any]:
+    """The reference layout: 200 slots of E, PX, PY, PZ, the true top, ttv, is_signal_new; blosc."""
+    import pandas
+
+    p4 = np.load(folder / "padded.npy")
+    names = [f"{q}_{i}" for i in range(200) for q in ("E", "PX", "PY", "PZ")]
+    frame = pandas.DataFrame(p4[:, :, [3, 0, 1, 2]].reshape(len(p4), 800), columns=names)
+    labels = {f"truth{q}": np.float32(0) for q in ("E", "PX", "PY", "PZ")} | {"ttv": 0, "is_signal_new": 0}
+    frame = pandas.concat([frame, pandas.DataFrame(labels, index=frame.index)], axis=1)
+    frame["is_signal_new"] = np.arange(len(frame)) % 2
+    return lambda: frame.to_hdf(path, key="table", mode="w", format="table", complib="blosc", complevel=9)
+
+
+def _pandas_read(folder: Path, path: str) -> Callable[[], Any]:
+    """pandas.read_hdf and what its users do next: (4, N) rows px, py, pz, E without the padding, offsets, labels."""
+    import pandas
+
+    def run() -> tuple[np.ndarray, ...]:
+        frame = pandas.read_hdf(path, key="table")
+        slots = frame.iloc[:, :800].to_numpy().reshape(len(frame), 200, 4)
+        valid = slots[:, :, 0] > 0
+        offsets = np.concatenate([[0], np.cumsum(valid.sum(1))])
+        return np.ascontiguousarray(slots[valid].T[[1, 2, 3, 0]]), offsets, frame["is_signal_new"].to_numpy()
+
+    return run
+
+
+TASKS = {"energyflow": _energyflow_pixelate, "pandas_write": _pandas_write, "pandas": _pandas_read}
+
+
+class Child:
+    """The other end, for as long as the benchmarks run. `start` gives None where .venv-peers is not there."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._process = subprocess.Popen(
+            [PYTHON, __file__, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    @classmethod
+    def start(cls, folder: Path) -> Child | None:
+        return cls(folder) if PYTHON.exists() else None
+
+    def prepare(self, task: str, arrays: dict[str, np.ndarray], **options: Any) -> None:
+        """Load a task's package and inputs, untimed."""
+        for name, array in arrays.items():
+            np.save(self.folder / f"{name}.npy", array)
+        self._ask(task=task, options=options)
+
+    def round(self) -> float:
+        """Do the task once: seconds, by the child's clock."""
+        return float(self._ask())
+
+    def result(self) -> list[np.ndarray]:
+        """The arrays that the last round gave."""
+        self._ask(save=True)
+        with np.load(self.folder / "result.npz") as found:
+            return list(found.values())
+
+    def close(self) -> None:
+        self._process.communicate()
+
+    def _ask(self, **request: Any) -> Any:
+        assert self._process.stdin and self._process.stdout
+        print(json.dumps(request), file=self._process.stdin, flush=True)
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise RuntimeError(f"the peers' process ended with status {self._process.wait()}, see its messages above")
+        return json.loads(answer)
+
+
+def _serve(folder: Path) -> None:
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever packages print goes to stderr
+    run, result = tuple, ()
+    for line in sys.stdin:
+        request, answer = json.loads(line), 0.0
+        if "task" in request:
+            run = TASKS[request["task"]](folder, **request["options"])
+        elif "save" in request:
+            np.savez(folder / "result.npz", *result)
+        else:
+            begin = time.perf_counter()
+            result = run()
+            answer = time.perf_counter() - begin
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    _serve(Path(sys.argv[1]))

@@ -1,0 +1,228 @@
+"""Derivatives, and torch's own checks of the registered operations."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from cases import CASES
+from fasttag_kernels import TABLE, _torch
+from fasttag_kernels.kinematics import kinematics, reference
+from fasttag_kernels.pad import pad
+from fasttag_kernels.pixelate import pixelate
+from fasttag_kernels.segment import segment
+from tolerances import EPS32, EPS64
+from torch.autograd import forward_ad
+
+OFFSETS = torch.tensor([1, 3, 3, 7])
+every_dtype = pytest.mark.parametrize("dtype", ["float32", "float64"])
+
+
+def massive(n=9, dtype=torch.float64):
+    """Particles with E well above |p|."""
+    p3 = torch.from_numpy(np.random.default_rng(5).normal(size=(3, n)))
+    return torch.cat([p3, (p3**2).sum(0, keepdim=True).sqrt() + 2]).to(dtype).requires_grad_()
+
+
+def rows(n=9, dtype=torch.float64):
+    return torch.from_numpy(np.random.default_rng(6).normal(size=(n, 3))).to(dtype).requires_grad_()
+
+
+def test_gradcheck_kinematics():
+    assert torch.autograd.gradcheck(lambda p4: tuple(kinematics(p4)), massive())
+    assert torch.autograd.gradcheck(
+        lambda flat: tuple(kinematics(flat.T)), massive().detach().T.clone().requires_grad_()
+    )
+
+
+def test_gradcheck_segment():
+    assert torch.autograd.gradcheck(lambda values: segment(values, OFFSETS), rows())
+    assert torch.autograd.gradcheck(lambda values: segment(values[:, 0], OFFSETS), rows())
+
+
+MASSLESS, SPACELIKE, ALONG_BEAM = slice(0, 3), slice(3, 6), slice(6, 10)
+
+
+def edge_particles():
+    """Massless without any rounding, spacelike, along the beam or at rest, and without pz."""
+    massless = [3, 4, 0, 5], [1, -2, 2, 3], [3, 4, -12, 13]
+    spacelike = [3, 4, 0, 4.5], [1, -2, 2, 2.75], [3, 4, -12, 12.5]
+    along_beam = [0, 0, 0, 5], [0, 0, -3, 3], [0, 0, 3, 7], [0, 0, 0, 0]
+    return np.array([*massless, *spacelike, *along_beam, [3, 4, 0, 7]], float).T
+
+
+@every_dtype
+@pytest.mark.parametrize("p4", [edge_particles(), CASES["massive"]()[0]], ids=["edges", "massive"])
+def test_kinematics_gradient_is_the_reference(dtype, p4):
+    p4 = torch.from_numpy(p4.astype(dtype)).requires_grad_()
+    gradient = torch.from_numpy(np.random.default_rng(7).normal(size=(5, p4.shape[1])).astype(dtype))
+    found = torch.autograd.grad(torch.stack(kinematics(p4)), p4, gradient)[0].numpy()
+    expected = reference.kinematics_backward(gradient.numpy(), p4.detach().numpy())
+    # 4 ulp of the largest derivative; m^2 in it loses E^2 / m^2; float32 rounds once more, at the end
+    energy, m2 = p4.detach().double().numpy()[3], kinematics(p4.detach().double()).mass.numpy() ** 2
+    scale = np.abs(expected).max(axis=0) * np.divide(energy**2, m2, out=np.ones_like(m2), where=m2 > 0)
+    rounding = 0.5 * EPS32 * np.abs(expected) if dtype == "float32" else 0
+    assert found.dtype == dtype and (np.abs(found - expected) <= 4 * EPS64 * scale + rounding).all()
+
+
+def test_kinematics_gradient_by_hand():
+    """0 at pt = 0 and, for the mass, where m^2 is clamped."""
+    p4 = torch.from_numpy(edge_particles()).requires_grad_()
+    every = torch.autograd.grad(sum(x.sum() for x in kinematics(p4)), p4)[0]
+    assert every[:, ALONG_BEAM].abs().max() == 0 and every[:2, :6].abs().min() > 0
+    of_mass = torch.autograd.grad(kinematics(p4).mass.sum(), p4)[0]
+    assert of_mass[:, MASSLESS].abs().max() == of_mass[:, SPACELIKE].abs().max() == 0
+    assert of_mass[:, -1].tolist() == pytest.approx([-3 / 24**0.5, -4 / 24**0.5, 0, 7 / 24**0.5])
+
+
+def test_rapidity_of_massless_particles_follows_eta():
+    """Rounding decides on which side of m^2 = 0 each falls; along the mass shell both sides have one derivative."""
+    rng = np.random.default_rng(9)
+    pt, eta, phi = (torch.tensor(x).requires_grad_() for x in (rng.exponential(9, 200), *rng.normal(size=(2, 200))))
+    p4 = torch.stack([pt * phi.cos(), pt * phi.sin(), pt * eta.sinh(), pt * eta.cosh()])
+    clamped = (kinematics(p4).mass == 0).sum()
+    assert 20 < clamped < 180
+    found = torch.autograd.grad(kinematics(p4).rapidity.sum(), (pt, eta, phi))
+    for gradient, expected in zip(found, (0.0, 1.0, 0.0)):
+        torch.testing.assert_close(gradient, torch.full_like(gradient, expected), rtol=0, atol=1e-12)
+
+
+@every_dtype
+def test_segment_gradient(dtype, monkeypatch):
+    """Each row gets the gradient of its jet; rows outside of all jets get zero, whatever was in memory."""
+    poison = lambda shape, dtype: torch.full(shape, torch.nan, dtype=getattr(torch, dtype))
+    monkeypatch.setattr(_torch, "_empty", poison)
+    values = rows(dtype=getattr(torch, dtype))
+    gradient = torch.arange(9, dtype=values.dtype).reshape(3, 3) + 1
+    found = torch.autograd.grad(segment(values, OFFSETS, threads=2), values, gradient)[0]
+    jets = [None, 0, 0, 2, 2, 2, 2, None, None]
+    assert found.tolist() == [[0.0] * 3 if j is None else gradient[j].tolist() for j in jets]
+
+
+def arguments_of(op):
+    """Arguments of torch.ops.fasttag.<op> without `threads`."""
+    p4 = massive()
+    pt, _, eta, phi, _ = (x.detach() for x in kinematics(p4))
+    kind = (torch.arange(9) % 5).to(torch.int8)
+    settings = [5, 0.8, "centroid", True, True, True, True]
+    return {
+        "kinematics": [(p4,), (massive(0),)],
+        "segment": [(rows(), OFFSETS), (rows(0), torch.zeros(1, dtype=torch.int64))],
+        "pad": [(p4.detach(), OFFSETS, 5, False), (p4.detach(), OFFSETS, 2, True)],
+        "pixelate": [
+            (pt, eta, phi, OFFSETS, None, *settings, ["pt"], "float64"),
+            (pt, eta, phi, OFFSETS, kind, *settings, ["pt_track", "n_muon"], "float32"),
+        ],
+    }[op]
+
+
+@pytest.mark.parametrize(("op", "which"), [(op, which) for op in TABLE for which in (0, 1)])
+def test_opcheck(op, which):
+    torch.library.opcheck(getattr(torch.ops.fasttag, op), (*arguments_of(op)[which], 2))
+
+
+@pytest.mark.parametrize("op", [op for op, row in TABLE.items() if row["gradients"]])
+def test_opcheck_backward(op):
+    arguments = [x.detach() for x in arguments_of(op)[0]]
+    gradient = torch.ones_like(getattr(torch.ops.fasttag, op)(*arguments, 1))
+    torch.library.opcheck(getattr(torch.ops.fasttag, f"{op}_backward"), (gradient, *arguments, 2))
+
+
+NOT_DIFFERENTIABLE = {
+    "pad": ("values", lambda x: pad(x.T, OFFSETS, 5)),
+    "pixelate": ("eta", lambda x: pixelate(x[:, 0].detach(), x[:, 1], x[:, 2].detach(), OFFSETS)),
+}
+
+
+def test_every_op_has_a_gradient_or_refuses_one():
+    assert set(NOT_DIFFERENTIABLE) == {op for op, row in TABLE.items() if not row["gradients"]}
+
+
+@pytest.mark.parametrize("op", NOT_DIFFERENTIABLE)
+def test_no_gradient_raises_by_name(op):
+    name, run = NOT_DIFFERENTIABLE[op]
+    with pytest.raises(RuntimeError, match=f"^{op}: {name} must not require grad, it is differentiable in none of its"):
+        run(rows())
+    for block in (torch.no_grad(), torch.inference_mode()):
+        with block:
+            run(rows())
+    run(rows().detach())
+
+
+DIFFERENTIABLE = {
+    "kinematics": (massive, lambda p4: kinematics(p4).mass),
+    "segment": (rows, lambda values: segment(values, OFFSETS)),
+}
+
+
+def test_every_differentiable_op_is_here():
+    assert set(DIFFERENTIABLE) == {op for op, row in TABLE.items() if row["gradients"]}
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # of torch itself
+@pytest.mark.parametrize("op", DIFFERENTIABLE)
+def test_higher_derivatives_raise_by_name(op):
+    make, run = DIFFERENTIABLE[op]
+    values = make()
+    (first,) = torch.autograd.grad((run(values) ** 2).sum(), values, create_graph=True)
+    with pytest.raises(NotImplementedError, match=f"^{op}: there is no second derivative; detach the gradient"):
+        first.sum().backward()
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match=f"^{op}: .* there is no forward mode"):
+        run(forward_ad.make_dual(values.detach(), torch.ones_like(values)))
+    with pytest.raises(NotImplementedError, match=f"^{op}: .* there is no forward mode"):
+        torch.func.jvp(run, (values.detach(),), (torch.ones_like(values),))
+
+
+@pytest.mark.parametrize("op", DIFFERENTIABLE)
+def test_without_gradients(op):
+    make, run = DIFFERENTIABLE[op]
+    with torch.no_grad():
+        assert not run(make()).requires_grad
+    assert not run(make().detach()).requires_grad
+    assert run(make()).requires_grad
+
+
+def tagger(p4, weights):
+    """What an energy flow network does: features, per-particle map, sum over jets."""
+    k = kinematics(p4)
+    return segment(torch.relu(torch.stack([k.pt, k.rapidity, k.phi], 1) @ weights), OFFSETS).sum(1)
+
+
+COMPILED = {
+    "kinematics": lambda p4, weights: tuple(kinematics(p4)),
+    "segment": lambda p4, weights: (segment(p4.T, OFFSETS), segment(p4[0], OFFSETS)),
+    "pad": lambda p4, weights: pad(p4.detach(), OFFSETS, 5),
+    "pixelate": lambda p4, weights: (pixelate(*p4.detach()[:3], OFFSETS, npix=5),),
+    "tagger": lambda p4, weights: (tagger(p4, weights),),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMPILED)
+def test_compiles_whole(name):
+    """torch.compile(fullgraph=True), with the compiler's tracing but none of its kernels: the same bits."""
+    p4, weights = massive(), torch.from_numpy(np.random.default_rng(8).normal(size=(3, 8))).requires_grad_()
+    compiled = torch.compile(COMPILED[name], fullgraph=True, backend="aot_eager")
+    found, expected = compiled(p4, weights), COMPILED[name](p4, weights)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    if expected[0].requires_grad:
+        gradients = [torch.autograd.grad(sum(x.sum() for x in out), p4)[0] for out in (found, expected)]
+        assert torch.equal(*gradients)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch's default compiler needs g++")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # of torch itself
+def test_default_compiler_agrees():
+    p4, weights = massive(), torch.from_numpy(np.random.default_rng(8).normal(size=(3, 8))).requires_grad_()
+    found, expected = (f(p4, weights) for f in (torch.compile(tagger, fullgraph=True), tagger))
+    torch.testing.assert_close(found, expected, rtol=1e-13, atol=1e-13)
+    for a, b in zip(*(torch.autograd.grad(x.sum(), [p4, weights]) for x in (found, expected))):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_compiled_code_refuses_by_name():
+    with pytest.raises(Exception, match="pad: values must not require grad"):
+        torch.compile(lambda x: pad(x, OFFSETS, 5), backend="eager")(massive())
