@@ -1,10 +1,10 @@
 """pt, rapidity, eta, phi and mass of every constituent."""
 
 import torch
-from fasttag_kernels.kinematics import kinematics, reference
-from timing import check, local, torch_threads
 
 from fasttag import _baselines
+from fasttag_kernels.kinematics import kinematics, reference
+from timing import check, local, torch_threads
 
 
 def in_torch(p4):

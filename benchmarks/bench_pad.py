@@ -1,9 +1,8 @@
 """Ragged four-vectors to a block padded to 200."""
 
+from fasttag import _baselines
 from fasttag_kernels.pad import pad, reference
 from timing import check, local
-
-from fasttag import _baselines
 
 LENGTH = 200
 

@@ -5,10 +5,10 @@ import copy
 import numpy as np
 import pytest
 import torch
-from timing import local, torch_threads
 
 import fasttag
 from fasttag import _baselines, features, models
+from timing import local, torch_threads
 
 LENGTH = 128
 

@@ -1,14 +1,14 @@
 """Grey jet images: EnergyFlow's fixed pixels, and all preprocessing."""
 
 import numpy as np
-import peers
 import pytest
-from fasttag_kernels.pixelate import pixelate, reference
-from problems import angles
-from timing import check, local
 
 import fasttag
+import peers
 from fasttag import _baselines
+from fasttag_kernels.pixelate import numba_cpu, pixelate, reference
+from problems import angles
+from timing import check, local
 
 FIXED = {"center": "pixel", "rotate": False, "flip": False}
 ORACLE, SLOW = 1000, 300  # jets that the oracle and the slow peers get
@@ -54,6 +54,27 @@ def test_fixed_pixels(compare, problem, child, npix, target):
         others,
         bytes=12 * p.constituents + 4 * npix**2,
         target=target,
+    )
+
+
+def test_given_memory(compare, problem):
+    """The kernel without the system's part: getting, zeroing and giving back the memory of the images."""
+    p = problem("reference")
+    options = {"npix": 33, "half_width": 0.4, **FIXED}
+    images = pixelate(*angles(p), p.offsets, **options)
+    checked(images, p, **options)
+    out = np.empty_like(images)
+    arguments = (*angles(p), p.offsets, None, 33, 0.4, "pixel", False, False, True, True, ["pt"], "float32", out)
+    numba_cpu.run(*arguments, threads=1)
+    assert np.array_equal(out, images)
+    compare(
+        "pixelate",
+        "reference",
+        "33x33, fixed pixels, into memory at hand",
+        p,
+        lambda: numba_cpu.run(*arguments, threads=1),
+        {},
+        bytes=12 * p.constituents + 4 * 33**2,
     )
 
 

@@ -2,10 +2,10 @@
 
 import numpy as np
 import torch
-from fasttag_kernels.segment import reference, segment
-from timing import check, local, torch_threads
 
 from fasttag import _baselines
+from fasttag_kernels.segment import reference, segment
+from timing import check, local, torch_threads
 
 CHANNELS = 64
 

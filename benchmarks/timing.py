@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+
 from cases import OPS
 from problems import Problem
 from tolerances import TOLERANCES

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import numpy as np
+
 from fasttag_kernels import RUNS_ON, TABLE
 
 

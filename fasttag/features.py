@@ -36,7 +36,7 @@ def energy_flow(jets: Jets) -> Inputs:
     """Inputs of energy flow and particle flow networks (arXiv:1810.05165, section 4).
 
     x = (z, y - y_J, phi - phi_J) with z = pt / sum of pt; (y_J, phi_J) is the pt-weighted centroid in rapidity and
-    azimuth, differences of phi in [-pi, pi). points = x[:, 1:]. A jet whose pt are all zero gets z = 0 and is not centred.
+    azimuth, differences of phi in [-pi, pi). points = x[:, 1:]. A jet whose pt are all zero has z = 0, not centred.
     In the dtype and library of the jets; differentiable in p4 (torch).
     """
     jets = jets.compact()

@@ -6,6 +6,7 @@ import importlib
 from typing import Any
 
 import numpy as np
+
 from fasttag_kernels._dispatch import device_of, library_of
 
 _EXTRAS = {

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+
 from fasttag_kernels._dispatch import (
     FLOATS,
     check_arrays,

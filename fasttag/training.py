@@ -186,7 +186,7 @@ def _target(model: Tagger, jets: Jets) -> torch.Tensor:
 def _labelled(jets: Jets, classes: int, name: str) -> Jets:
     """Only what training needs, in NumPy, with labels checked."""
     if "label" not in jets.labels:
-        raise ValueError(f"fit: {name} must have a label 'label', got {list(jets.labels)}; add the class index of each jet")
+        raise ValueError(f"fit: {name} must have a label 'label', got {list(jets.labels)}; add the class indices")
     jets = jets.to("cpu", library="numpy")
     label = jets.labels["label"].astype(np.int64)
     if len(jets) == 0 or label.min() < 0 or label.max() >= classes or (label == label[0]).all():
@@ -202,7 +202,7 @@ def _fingerprint(jets: Jets) -> str:
     jets = jets.compact()
     crc = 0
     for array in (jets.offsets, jets.labels["label"], *jets.p4):
-        crc = zlib.crc32(np.ascontiguousarray(array).view(np.uint8), crc)
+        crc = zlib.crc32(np.ascontiguousarray(array).data, crc)
     return f"{len(jets)} jets, crc32 {crc:08x}"
 
 

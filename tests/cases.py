@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+
 from fasttag_kernels.kinematics import kinematics
 from fasttag_kernels.kinematics import reference as kinematics_reference
 from fasttag_kernels.pad import pad

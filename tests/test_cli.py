@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from toys import toy_jets
 
 import fasttag
 from fasttag.cli import COMMANDS, main
+from toys import toy_jets
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from fasttag.compat.energyflow import pixelate
 from fasttag_kernels.kinematics.reference import kinematics
 

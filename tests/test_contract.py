@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from cases import CASES, OPS
 from fasttag_kernels import TABLE, _dispatch
 from tolerances import TOLERANCES

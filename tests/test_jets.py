@@ -11,10 +11,10 @@ import awkward as ak
 import numpy as np
 import pytest
 import torch
-from children import python
 from hypothesis import given
 from hypothesis import strategies as st
 
+from children import python
 from fasttag import Jets, interop
 
 ORDERS = {"px,py,pz,E": [0, 1, 2, 3], "E,px,py,pz": [3, 0, 1, 2]}  # rows of p4 along the last axis of a padded block

@@ -11,13 +11,13 @@ import tomllib
 import zipfile
 from pathlib import Path
 
-import fasttag_kernels
 import numba
 import pytest
-from children import environment, python
-from fasttag_kernels import _numba
 
 import fasttag
+import fasttag_kernels
+from children import environment, python
+from fasttag_kernels import _numba
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = ("numba", "h5py", "hdf5plugin", "torch", "cupy", "triton", "awkward", "sklearn", "pandas", "matplotlib")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+
 from fasttag import CheckpointError, Jets, metrics, models, training
 from fasttag.training import Settings, fit, read_tensors
 from toys import toy_jets

@@ -200,7 +200,8 @@ body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem aut
 table {{ border-collapse: collapse }}
 td, th {{ padding: .25rem .8rem; border-bottom: 1px solid #ddd; text-align: right }}
 td:first-child, th:first-child, td:last-child, th:last-child {{ text-align: left }}
-pre {{ background: #f6f6f6; padding: .8rem; overflow-x: auto }} img {{ max-width: 100%; max-height: 27rem }} figure {{ margin: 1.5rem 0 }}
+pre {{ background: #f6f6f6; padding: .8rem; overflow-x: auto }} img {{ max-width: 100%; max-height: 27rem }}
+figure {{ margin: 1.5rem 0 }}
 </style></head><body>
 <h1>fasttag {__version__} demo</h1>
 <p>{when}; {html.escape(machine)}</p>

@@ -69,7 +69,8 @@ def score_file(taggers: list[Any], path: Path) -> Scored:
     signal = {tagger.signal for tagger in taggers}
     if len(signal) > 1:
         raise ValueError(f"evaluate: all runs must have one signal class, got {sorted(signal)}; evaluate them apart")
-    scores, labels, masses, some = [], [], [], []
+    scores, labels, masses = [], [], []
+    some: list[Jets] = []
     with tqdm(unit="jet", unit_scale=True, leave=False, disable=None) as bar:
         for jets in io.iter_read(path, chunk=16384):
             if "label" not in jets.labels:
@@ -79,7 +80,7 @@ def score_file(taggers: list[Any], path: Path) -> Scored:
             scores.append(np.stack([models.score(tagger, jets) for tagger in taggers]))
             labels.append(jets.labels["label"] == taggers[0].signal)
             masses.append(kinematics(jet_p4(jets)).mass)
-            if sum(map(len, some)) < IMAGE_JETS:
+            if sum(len(part) for part in some) < IMAGE_JETS:
                 some.append(jets)
             bar.update(len(jets))
     if not labels:

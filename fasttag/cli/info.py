@@ -10,8 +10,10 @@ import platform
 from .. import __version__, get_threads
 from ..backends import backends
 
-PACKAGES = ("numpy", "numba", "llvmlite", "h5py", "hdf5plugin", "torch", "triton", "cupy-cuda12x", "cupy-cuda13x")
-PACKAGES += ("awkward", "uproot", "pyarrow", "safetensors", "tqdm", "matplotlib")
+PACKAGES = (
+    *("numpy", "numba", "llvmlite", "h5py", "hdf5plugin", "torch", "triton", "cupy-cuda12x", "cupy-cuda13x"),
+    *("awkward", "uproot", "pyarrow", "safetensors", "tqdm", "matplotlib"),
+)
 FILTERS = {"deflate": 1, "shuffle": 2, "fletcher32": 3, "lzf": 32000, "bzip2": 307, "blosc": 32001, "blosc2": 32026}
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from .. import features, io
 from ..io.native import Writer
+from ..jets import Jets
 
 FEATURES = {"kinematics": ("pt", "rapidity", "eta", "phi", "mass"), "energy_flow": ("z", "drapidity", "dphi")}
 
@@ -37,7 +38,7 @@ def run(args: argparse.Namespace) -> None:
     print(f"{args.out}: {jets_read:,} jets, {size / 1e6:.1f} MB, {jets_read / seconds:,.0f} jets/s")
 
 
-def _columns(jets, names):  # type: ignore[no-untyped-def]
+def _columns(jets: Jets, names: list[str]) -> dict[str, np.ndarray]:
     columns: dict[str, np.ndarray] = {}
     if "kinematics" in names:
         from ..ops import kinematics

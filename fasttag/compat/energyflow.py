@@ -1,8 +1,9 @@
-"""EnergyFlow 1.4: change `from energyflow.utils import pixelate` into `from fasttag.compat.energyflow import pixelate`."""
+"""EnergyFlow 1.4: change `from energyflow.utils import ...` into `from fasttag.compat.energyflow import ...`."""
 
 from __future__ import annotations
 
 import numpy as np
+
 from fasttag_kernels.pixelate import pixelate as _pixelate
 
 CHARGED = (11, 13, 211, 321, 2212)  # of all ids tried on EnergyFlow 1.4.0 the only ones it counts
@@ -19,7 +20,7 @@ def pixelate(
     """The image of one jet, (npix, npix, nb_chan) float64, with EnergyFlow's numbers.
 
     jet : (n, 3) or (n, 4), rows pt, y, phi and, where charged particles are counted, the PDG id.
-    Centred on the pixel that holds the pt-weighted mean, not rotated, not flipped. As in EnergyFlow phi is *not* wrapped:
+    Centred on the pixel that holds the pt-weighted mean, not rotated, not flipped. As in EnergyFlow phi is not wrapped:
     unwrap a jet across +-pi first, or use `fasttag.pixelate`, which wraps. The second channel counts particles.
 
     Raises ZeroDivisionError for a jet without pt and FloatingPointError where nothing falls inside the window, as
@@ -36,8 +37,11 @@ def pixelate(
     kind = np.ones(len(jet), np.int8)
     if needed == 4:
         kind[:] = np.isin(np.abs(jet[:, 3]), CHARGED)
+    pt, y, phi = np.ascontiguousarray(jet[:, :3].T)
     image = _pixelate(
-        *np.ascontiguousarray(jet[:, :3].T),
+        pt,
+        y,
+        phi,
         np.array([0, len(jet)]),
         kind=kind,
         npix=npix,

@@ -75,6 +75,7 @@ class Stored:
         # names may be padded in several ways; numbers must be exactly what NumPy takes them for
         if self.dtype.kind != "S" and not self._data.id.get_type().equal(h5t.py_create(self.dtype)):
             raise FormatError(f"{self.where} must have a standard type, got one close to {self.dtype}")
+        self.filters: list[int] = []
         plist = self._data.id.get_create_plist()
         layout, self._file_size = plist.get_layout(), self._data.file.id.get_filesize()
         if plist.get_external_count() or layout not in (h5d.CONTIGUOUS, h5d.CHUNKED):
@@ -101,15 +102,15 @@ class Stored:
         return attribute(self._data, name)
 
     def _check_pipeline(self, pipeline: list[tuple], allowed: Collection[int]) -> None:
-        self._filters = [code for code, *_ in pipeline]
+        self.filters = [code for code, *_ in pipeline]
         self._chunk_bytes = math.prod(self.chunks) * self.dtype.itemsize
-        if LZO in self._filters:
+        if LZO in self.filters:
             raise FormatError(
                 f"{self.where} is compressed with lzo, which has no free plugin; use ptrepack to change it"
             )
-        stages = [{SHUFFLE: 0, FLETCHER32: 2}.get(code, 1) for code in self._filters]
-        if not {*self._filters} <= {*allowed} or stages != sorted({*stages}):
-            raise FormatError(f"{self.where} must use HDF5 filters among {sorted(allowed)}, got {self._filters}")
+        stages = [{SHUFFLE: 0, FLETCHER32: 2}.get(code, 1) for code in self.filters]
+        if not {*self.filters} <= {*allowed} or stages != sorted({*stages}):
+            raise FormatError(f"{self.where} must use HDF5 filters among {sorted(allowed)}, got {self.filters}")
         for code, _, values, _ in pipeline:
             found, size = (values[:1], self.dtype.itemsize) if code == SHUFFLE else (values[3:4], self._chunk_bytes)
             if code in (SHUFFLE, BLOSC, BLOSC2) and found != (size,):
@@ -120,9 +121,7 @@ class Stored:
         grid = [-(-length // chunk) for length, chunk in zip(self.shape, self.chunks)]
         count = math.prod(grid)
         if self._chunk_bytes > MAX_CHUNK or count > self._file_size:
-            raise CorruptFileError(
-                f"{self.where} declares {count} chunks of {self._chunk_bytes} bytes in a file of {self._file_size} bytes"
-            )
+            raise CorruptFileError(f"{self.where} declares {count} chunks of {self._chunk_bytes} bytes, too many")
         chunks: list[Any] = []
         self._data.id.chunk_iter(chunks.append)
         place = np.array([chunk.chunk_offset for chunk in chunks], np.int64).reshape(-1, len(grid)) // self.chunks
@@ -153,8 +152,8 @@ class Stored:
             self._sound[i] = True
 
     def _decoded_size(self, begin: int, length: int) -> int:
-        length -= 4 * (FLETCHER32 in self._filters)
-        compressor = next((code for code in self._filters if code not in (SHUFFLE, FLETCHER32)), None)
+        length -= 4 * (FLETCHER32 in self.filters)
+        compressor = next((code for code in self.filters if code not in (SHUFFLE, FLETCHER32)), None)
         if compressor is None:
             return length
         file = self._data.file.id.get_vfd_handle()

@@ -33,7 +33,7 @@ def blocks(path: str | os.PathLike, start: int, stop: int | None, columns: Colle
     """See fasttag.io.read."""
     with open_file(path) as file:
         _check_version(file)
-        p4, offsets = Stored(file, "p4", FILTERS, -1), Stored(file, "offsets", FILTERS, -1)
+        p4, offsets = _stored(file, "p4"), _stored(file, "offsets")
         if len(p4.shape) != 2 or p4.shape[0] != 4 or p4.dtype not in (np.float32, np.float64):
             raise FormatError(f"{p4.where} must be float32 or float64 (4, N), got {p4.dtype} {p4.shape}")
         if len(offsets.shape) != 1 or not offsets.shape[0] or offsets.dtype != np.int64:
@@ -70,9 +70,16 @@ def _check_version(file: h5py.File) -> None:
         raise CorruptFileError(f"{file.filename}: was not completed by its writer; write it again")
 
 
+def _stored(group: h5py.Group, name: str) -> Stored:
+    data = Stored(group, name, FILTERS, axis=-1)
+    if data.filters != [*FILTERS]:
+        raise FormatError(f"{data.where} must be stored with shuffle, gzip and Fletcher32, got filters {data.filters}")
+    return data
+
+
 def _members(file: h5py.File, name: str, length: int) -> dict[str, Stored]:
     group = child(file, name)
-    members = {member: Stored(group, member, FILTERS, -1) for member in group}
+    members = {member: _stored(group, member) for member in group}
     for data in members.values():
         if data.shape != (length,) or data.dtype.kind not in "biuf":
             raise FormatError(f"{data.where} must be numbers ({length},), got {data.dtype} {data.shape}")

@@ -19,12 +19,12 @@ TWO52 = uint64(0x4330000000000000)  # as a float: 2^52; or-ing in a small intege
 
 
 @intrinsic
-def _bits(context, x):  # type: ignore[no-untyped-def]
+def _bits(context, x):
     return types.uint64(types.float64), lambda c, b, s, a: b.bitcast(a[0], ir.IntType(64))
 
 
 @intrinsic
-def _float(context, x):  # type: ignore[no-untyped-def]
+def _float(context, x):
     return types.float64(types.uint64), lambda c, b, s, a: b.bitcast(a[0], ir.DoubleType())
 
 

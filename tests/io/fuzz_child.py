@@ -4,7 +4,6 @@ Run: python fuzz_child.py FOLDER FORMAT FIRST COUNT. FOLDER/FORMAT holds sound f
 each kind of damage depend on nothing but random.Random(f"{format}/{kind}/{case}").
 """
 
-import contextlib
 import io
 import json
 import os
@@ -18,9 +17,9 @@ import traceback
 import zipfile
 from pathlib import Path
 
-import files
 import h5py
 import hdf5plugin  # noqa: F401  registers the filters, for lies about compressed files
+import io_files as files
 import numpy as np
 
 import fasttag
@@ -57,7 +56,7 @@ def classify(load, expected):
 
 
 def outcome(path, expected, log):
-    """Read and iter_read in a forked process: (worse outcome, what it wrote to stderr)."""
+    """Read and iter_read in a forked process: the worse outcome, and what it wrote to stderr."""
     sys.stdout.flush()
     pid = os.fork()
     if pid == 0:
@@ -70,7 +69,7 @@ def outcome(path, expected, log):
         os._exit(max(whole, pieces))
     status = os.waitpid(pid, 0)[1]
     name = f"SIGNAL {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else OUTCOMES[os.WEXITSTATUS(status)]
-    return name, Path(log).read_text(errors="replace")[-1500:]
+    return name, log.read_text(errors="replace")[-1500:]
 
 
 def value_ranges(path, name):
@@ -263,15 +262,13 @@ def lie(source, name, rng, out):
 def main(folder, name, first, count):
     sources = sorted((Path(folder) / name).iterdir())
     expected = {source: fasttag.read(source) for source in sources}
-    out, log = Path(folder) / f"{name}.damaged", str(Path(folder) / f"{name}.log")
+    out, log = (Path(folder) / f"{name}.{first}.{end}" for end in ("damaged", "log"))
     for kind in KINDS:
         for case in range(int(first), int(first) + int(count)):
             seed = f"{name}/{kind}/{case}"
             rng = random.Random(seed)
             source = rng.choice(sources)
             out.unlink(missing_ok=True)
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(log)
             if kind == "lie":
                 lie(source, name, rng, out)
             else:

@@ -7,6 +7,8 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from torch.autograd import forward_ad
+
 from cases import CASES
 from fasttag_kernels import TABLE, _torch
 from fasttag_kernels.kinematics import kinematics, reference
@@ -14,7 +16,6 @@ from fasttag_kernels.pad import pad
 from fasttag_kernels.pixelate import pixelate
 from fasttag_kernels.segment import segment
 from tolerances import EPS32, EPS64
-from torch.autograd import forward_ad
 
 OFFSETS = torch.tensor([1, 3, 3, 7])
 every_dtype = pytest.mark.parametrize("dtype", ["float32", "float64"])

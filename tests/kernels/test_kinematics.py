@@ -8,9 +8,10 @@ import re
 import numpy as np
 import pytest
 import torch
-from fasttag_kernels.kinematics import kinematics
 from hypothesis import given
 from hypothesis import strategies as st
+
+from fasttag_kernels.kinematics import kinematics
 
 every_dtype = pytest.mark.parametrize("dtype", ["float32", "float64"])
 LIMIT = 1e5

@@ -8,6 +8,7 @@ import re
 import mpmath
 import numpy as np
 import pytest
+
 from children import python
 from fasttag_kernels import _math
 from fasttag_kernels._numba import kernel

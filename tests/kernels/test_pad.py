@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 import torch
+
 from fasttag_kernels.pad import pad
 
 VALUES = np.arange(12.0).reshape(2, 6)

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fasttag_kernels.kinematics.reference import kinematics
-from fasttag_kernels.pixelate import CHANNELS, pixelate
 from hypothesis import given
 from hypothesis import strategies as st
+
+from fasttag_kernels.kinematics.reference import kinematics
+from fasttag_kernels.pixelate import CHANNELS, pixelate
 
 PLAIN = {"center": None, "rotate": False, "flip": False}
 ONE = np.ones(1)

@@ -6,9 +6,10 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from fasttag_kernels.segment import segment
 from hypothesis import given
 from hypothesis import strategies as st
+
+from fasttag_kernels.segment import segment
 
 VALUES = np.arange(12.0).reshape(6, 2)
 

@@ -7,8 +7,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from fasttag import CheckpointError, Jets, models
 from torch import nn
+
+from fasttag import CheckpointError, Jets, models
 
 PARAMETERS = {"pfn": 82_458, "efn": 82_358, "cnn": 609_666}
 
