@@ -74,7 +74,7 @@ def child(tmp_path_factory: pytest.TempPathFactory) -> Iterator[peers.Child | No
 
 
 @pytest.fixture(scope="session")
-def machine(request: pytest.FixtureRequest) -> dict[str, Any]:
+def machine(request: pytest.FixtureRequest, child: peers.Child | None) -> dict[str, Any]:
     """What ran where."""
     cpuinfo = Path("/proc/cpuinfo")
     named = re.search(r"model name\s*:\s*(.*)", cpuinfo.read_text()) if cpuinfo.exists() else None
@@ -90,7 +90,8 @@ def machine(request: pytest.FixtureRequest) -> dict[str, Any]:
         "commit": git.stdout.strip(),
         "date": date.today().isoformat(),
         "versions": {"python": platform.python_version()}
-        | {name: importlib.metadata.version(name) for name in ("numpy", "numba", "torch")},
+        | {name: importlib.metadata.version(name) for name in ("numpy", "numba", "torch")}
+        | {name: child.version(name) for name in ("EnergyFlow", "pandas") if child},
     }
     request.config.stash[RESULTS]["machine"] = found
     return found

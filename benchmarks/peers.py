@@ -6,6 +6,7 @@ is both ends. The child does a task once per request and times itself; arrays tr
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -88,6 +89,9 @@ class Child:
     def start(cls, folder: Path) -> Child | None:
         return cls(folder) if PYTHON.exists() else None
 
+    def version(self, package: str) -> str:
+        return self._ask(version=package)
+
     def prepare(self, task: str, arrays: dict[str, np.ndarray], **options: Any) -> None:
         """Load a task's package and inputs, untimed."""
         for name, array in arrays.items():
@@ -96,7 +100,7 @@ class Child:
 
     def round(self) -> float:
         """Do the task once: seconds, by the child's clock."""
-        return float(self._ask())
+        return self._ask()
 
     def result(self) -> list[np.ndarray]:
         """The arrays that the last round gave."""
@@ -121,9 +125,11 @@ def _serve(folder: Path) -> None:
     os.dup2(2, 1)  # whatever packages print goes to stderr
     run, result = tuple, ()
     for line in sys.stdin:
-        request, answer = json.loads(line), 0.0
+        request, answer = json.loads(line), None
         if "task" in request:
             run = TASKS[request["task"]](folder, **request["options"])
+        elif "version" in request:
+            answer = importlib.metadata.version(request["version"])
         elif "save" in request:
             np.savez(folder / "result.npz", *result)
         else:

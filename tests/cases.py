@@ -86,31 +86,33 @@ def _values(p4: np.ndarray, offsets: np.ndarray) -> tuple:
     return np.random.default_rng(2).normal(size=(p4.shape[1], 7)).astype(p4.dtype), offsets
 
 
+def _segment_scale(values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """n/2 times the sum of the absolute values, n the constituents of the jet: n additions, half an ulp each."""
+    return (np.diff(offsets) / 2)[:, None] * segment_reference.segment(np.abs(values), offsets)
+
+
 def _pixelate(pt: Any, eta: Any, phi: Any, offsets: Any, kind: Any, **options: Any) -> Any:
     return pixelate(pt, eta, phi, offsets, kind=kind, channels=tuple(CHANNELS), **options)
+
+
+def _pixelate_oracle(pt: Any, eta: Any, phi: Any, offsets: Any, kind: Any) -> np.ndarray:
+    return pixelate_reference.pixelate(pt, eta, phi, offsets, kind=kind, channels=tuple(CHANNELS))
+
+
+def _pixelate_scale(*arguments: np.ndarray) -> np.ndarray:
+    """n/2 times the pixel: at most n additions of positive numbers, half an ulp each."""
+    return (np.diff(arguments[3]) / 2)[:, None, None, None] * _pixelate_oracle(*arguments)
 
 
 OPS: dict[str, Op] = {
     "kinematics": Op(
         lambda p4, offsets: (p4,), kinematics, kinematics_reference.kinematics, _kinematics_scale, ragged=False
     ),
-    "segment": Op(
-        _values,
-        segment,
-        segment_reference.segment,
-        lambda values, offsets: segment_reference.segment(np.abs(values), offsets),
-    ),
+    "segment": Op(_values, segment, segment_reference.segment, _segment_scale),
     "pad": Op(
         lambda p4, offsets: (p4, offsets),
         lambda values, offsets, threads=None: pad(values, offsets, 5001, threads=threads),
         lambda values, offsets: pad_reference.pad(values, offsets, 5001),
     ),
-    "pixelate": Op(
-        _angles,
-        _pixelate,
-        lambda pt, eta, phi, offsets, kind: pixelate_reference.pixelate(
-            pt, eta, phi, offsets, kind=kind, channels=tuple(CHANNELS)
-        ),
-        offsets_at=3,
-    ),
+    "pixelate": Op(_angles, _pixelate, _pixelate_oracle, _pixelate_scale, offsets_at=3),
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import doctest
+import importlib
 from typing import Any
 
 import numpy as np
@@ -35,6 +37,12 @@ def same_bits(a: Any, b: Any) -> bool:
 
 def test_every_op_of_the_table_is_here():
     assert set(OPS) == set(TABLE)
+
+
+@every_op
+def test_the_example_of_the_docstring_runs(op):
+    found = doctest.testmod(importlib.import_module(f"fasttag_kernels.{op}"))
+    assert found.attempted >= 2 and found.failed == 0
 
 
 @every_op

@@ -13,7 +13,8 @@ import numpy as np
 from numba.misc.appdirs import AppDirs
 
 # Reductions may be reordered and multiplications fused; NaN and inf keep their meaning (no nnan, no ninf), divisions
-# and square roots their accuracy (no arcp, no afn).
+# and square roots their accuracy (no arcp, no afn). But reordering makes x - x zero, so that math.isfinite, which Numba
+# writes with it, is always true: ask abs(x) < math.inf.
 FASTMATH = {"contract", "reassoc", "nsz"}
 
 

@@ -20,7 +20,7 @@ def set_threads(n: int) -> None:
     Results are the same to the bit for any count. Raises ValueError unless n is a positive integer.
     """
     global _default
-    _default = resolve("set_threads", n)
+    _default = _checked("set_threads", n)
 
 
 def get_threads() -> int:
@@ -30,8 +30,10 @@ def get_threads() -> int:
 
 def resolve(op: str, threads: int | None) -> int:
     """The number of threads to use, checked."""
-    if threads is None:
-        return _default
+    return _default if threads is None else _checked(op, threads)
+
+
+def _checked(op: str, threads: int) -> int:
     if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
         raise ValueError(f"{op}: threads must be a positive integer, got {threads!r}; 1 is serial")
     return threads

@@ -68,7 +68,8 @@ def energyflow_arrays(jets=60, seed=1):
 
 
 def energyflow(path, compress=True, **arrays):
-    (np.savez_compressed if compress else np.savez)(path, **arrays)
+    with open(path, "wb") as file:
+        (np.savez_compressed if compress else np.savez)(file, **arrays)
 
 
 def branches(made):

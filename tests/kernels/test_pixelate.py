@@ -69,6 +69,14 @@ def test_rotation_puts_the_major_axis_along_phi(angle):
     assert sorted(hot(found)) == [(7, 20), (20, 15), (20, 25), (33, 20)]
 
 
+def test_rotation_does_not_mirror():
+    """Three constituents, pt 3, 2, 1, keep their sense of turning."""
+    triangle = [[3, 0.3, 0.1], [2, -0.2, 0.3], [1, -0.3, -0.4]]
+    for options in ({"rotate": False}, {"rotate": True}):
+        (y1, x1), (y2, x2), (y3, x3) = hot(image(triangle, npix=101, flip=False, **options))
+        assert (x2 - x1) * (y3 - y1) - (x3 - x1) * (y2 - y1) > 0
+
+
 @pytest.mark.parametrize(("x", "y"), [(1, 1), (1, -1), (-1, 1), (-1, -1)])
 def test_flips_put_more_pt_up_and_right(x, y):
     """Moments are zero, so nothing rotates; pt 5 of 9 lies in one quadrant."""
@@ -87,10 +95,11 @@ def test_ties_do_not_flip():
 
 
 def test_degenerate_jets_are_not_rotated():
-    square = [[1, 0.3, 0.0], [1, -0.3, 0.0], [1, 0.0, 0.3], [1, 0.0, -0.3]]
-    assert (image(square, npix=41) == image(square, npix=41, rotate=False)).all()
-    square[0][0] = square[1][0] = 1.01
-    assert (image(square, npix=41) != image(square, npix=41, rotate=False)).any()
+    angles = 0.4 + np.arange(5) * 2 * np.pi / 5
+    pentagon = np.transpose([np.ones(5), 0.3 * np.cos(angles), 0.3 * np.sin(angles)])  # moments agree to rounding
+    assert (image(pentagon, npix=41) == image(pentagon, npix=41, rotate=False)).all()
+    pentagon[0, 0] = 1.01
+    assert (image(pentagon, npix=41) != image(pentagon, npix=41, rotate=False)).any()
     assert hot(image([[7, 2.0, 3.0]])) == hot(image([[7, 2.0, 3.0], [7, 2.0, 3.0]])) == [(20, 20)]
 
 
