@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import __version__, _baselines, features, io, models, plots, training
+from .. import __version__, _baselines, features, interop, io, models, plots, training
 from .._files import replacing
 from ..jets import Jets
 from ..ops import kinematics, pad, pixelate, segment
@@ -80,8 +80,7 @@ def run(args: argparse.Namespace) -> None:
 
 def measure(jets: Jets) -> list[Timing]:
     """Time every operation against its plain form; a result that differs raises before anything is timed."""
-    import torch
-
+    torch = interop.require("torch")
     jets = jets[(jets.counts > 0) & (jets.counts <= LENGTH)]
     k = kinematics(jets)
     offsets = jets.offsets

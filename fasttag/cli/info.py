@@ -7,7 +7,7 @@ import importlib.metadata
 import os
 import platform
 
-from .. import __version__, get_threads
+from .. import __version__, get_threads, interop
 from ..backends import backends
 
 PACKAGES = (
@@ -57,7 +57,7 @@ def _filter(code: int) -> bool:
 
 def _gpu() -> str:
     try:
-        import torch
+        torch = interop.require("torch")
     except ImportError:
         return "unknown (torch is not installed)"
     if not torch.cuda.is_available():

@@ -23,7 +23,8 @@ from ..errors import CorruptFileError, FormatError
 GZIP, SHUFFLE, FLETCHER32, BZIP2, LZO, BLOSC, BLOSC2 = 1, 2, 3, 307, 305, 32001, 32026
 # PyTables makes blosc2 chunks as large as the L3 cache of the machine, and up to this
 MAX_CHUNK = 2 << 30
-CACHE = 16 << 20
+# a chunk of the native format is 2 MB at most and is read piece by piece
+CACHE = 4 << 20
 
 
 def open_file(path: str | os.PathLike) -> h5py.File:
@@ -76,6 +77,7 @@ class Stored:
         if self.dtype.kind != "S" and not self._data.id.get_type().equal(h5t.py_create(self.dtype)):
             raise FormatError(f"{self.where} must have a standard type, got one close to {self.dtype}")
         self.filters: list[int] = []
+        self._descriptor = self._data.file.id.get_vfd_handle()
         plist = self._data.id.get_create_plist()
         layout, self._file_size = plist.get_layout(), self._data.file.id.get_filesize()
         if plist.get_external_count() or layout not in (h5d.CONTIGUOUS, h5d.CHUNKED):
@@ -115,6 +117,8 @@ class Stored:
             found, size = (values[:1], self.dtype.itemsize) if code == SHUFFLE else (values[3:4], self._chunk_bytes)
             if code in (SHUFFLE, BLOSC, BLOSC2) and found != (size,):
                 raise CorruptFileError(f"{self.where}: filter {code} must be set up for {size} bytes, got {found}")
+            if code == BLOSC2 and values[8:] and values[8:] != self.chunks:
+                raise CorruptFileError(f"{self.where}: blosc2 must be set up for {self.chunks}, got {values[8:]}")
 
     def _check_index(self) -> None:
         """All chunks are there, each once, in the file, none on top of another, none exempt from the filters."""
@@ -156,10 +160,11 @@ class Stored:
         compressor = next((code for code in self.filters if code not in (SHUFFLE, FLETCHER32)), None)
         if compressor is None:
             return length
-        file = self._data.file.id.get_vfd_handle()
         if compressor == BLOSC:
-            return int.from_bytes(os.pread(file, 4, begin + 4), "little")
+            return int.from_bytes(os.pread(self._descriptor, 4, begin + 4), "little")
         if compressor == BLOSC2:
-            return int.from_bytes(os.pread(file, 8, begin + 30), "big")
+            size = int.from_bytes(os.pread(self._descriptor, 8, begin + 30), "big")
+            # in several dimensions it pads a chunk to whole blocks, and checks for itself that the chunk is all there
+            return size if len(self.chunks) == 1 else min(size, self._chunk_bytes)
         stream = zlib.decompressobj() if compressor == GZIP else bz2.BZ2Decompressor()
-        return len(stream.decompress(os.pread(file, length, begin), self._chunk_bytes + 1))
+        return len(stream.decompress(os.pread(self._descriptor, length, begin), self._chunk_bytes + 1))

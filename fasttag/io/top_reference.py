@@ -35,8 +35,8 @@ MAX_COLUMNS = 1 << 16
 # a few MB stay in the cache of a core between reading and converting
 BLOCK_BYTES = 4 << 20
 
-# columns of a matrix: which matrix, and what to index its second axis with
-_Columns = tuple[np.ndarray, Any]
+# a matrix and what to take from its second axis
+_Place = tuple[np.ndarray, Any]
 
 
 @dataclasses.dataclass
@@ -61,25 +61,32 @@ def blocks(path: str | os.PathLike, start: int, stop: int | None, columns: Colle
         group, layout = _find(file)
         where = f"{path}: {group.name}"
         frame, step = layout(group, where)
-        four_vectors, labels = _schema(frame, where)
+        (slots, positions), labels = _schema(frame, where)
         for begin, end in spans(start, stop, frame.rows, step):
             frame.fill(begin, end)
             rows = slice(end - begin)
-            p4, offsets = _ragged([matrix[rows, chosen] for matrix, chosen in four_vectors])
+            p4, offsets = _ragged(_columns(slots[rows], positions))
             found = {name: matrix[rows, column].copy() for name, (matrix, column) in labels.items()}
             found["label"] = zero_or_one(found["label"], f"{where}: is_signal_new", begin)
             yield checked(Jets(p4, offsets, {}, found), where, begin)
 
 
-def _ragged(components: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """p4 (4, N) and offsets of four (J, slots) matrices, without the slots where all four are zero."""
-    valid = components[0] != 0
-    for component in components[1:]:
-        valid |= component != 0
-    offsets = np.concatenate([[0], np.cumsum(valid.sum(1), dtype=np.int64)])
-    p4 = np.empty((4, offsets[-1]), components[0].dtype)
-    for row, component in zip(p4, components):
-        row[:] = component[valid]
+def _columns(matrix: np.ndarray, positions: list[int]) -> np.ndarray:
+    """Some columns of a matrix: a view where they follow one another, as in the published files."""
+    first, last = positions[0], positions[-1] + 1
+    return matrix[:, first:last] if positions == list(range(first, last)) else matrix.take(positions, 1)
+
+
+def _ragged(slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """p4 (4, N) and offsets of rows E_0, PX_0, PY_0, PZ_0, E_1, ..., without the slots where all four are zero."""
+    slots = slots.reshape(len(slots), slots.shape[1] // 4, 4)
+    # four booleans and four components are each taken as one number: twice as fast as component by component
+    valid = (slots != 0).view(np.uint32)[..., 0] != 0
+    offsets = np.concatenate([[0], np.cumsum(np.count_nonzero(valid, axis=1), dtype=np.int64)])
+    kept = slots.view(f"V{4 * slots.itemsize}")[..., 0][valid].view(slots.dtype).reshape(-1, 4)
+    p4 = np.empty((4, offsets[-1]), slots.dtype)
+    for row, component in zip(p4, (1, 2, 3, 0)):
+        row[:] = kept[:, component]
     return p4, offsets
 
 
@@ -154,32 +161,22 @@ def _step(data: Stored) -> int:
     return chunk * max(1, BLOCK_BYTES // max(1, chunk * row_bytes))
 
 
-def _schema(frame: _Frame, where: str) -> tuple[list[_Columns], dict[str, _Columns]]:
-    """Where PX, PY, PZ, E of all slots are, and where the labels are. By name: no order is assumed."""
+def _schema(frame: _Frame, where: str) -> tuple[_Place, dict[str, _Place]]:
+    """Where E_0, PX_0, PY_0, PZ_0, E_1, ... are, and where the labels are. By name: no order is assumed."""
     place = {name: (i, column) for i, names in enumerate(frame.names) for column, name in enumerate(names)}
-    slots = sum(name.startswith("PX_") for name in place)
-    rows = [[f"{component}_{i}" for i in range(slots)] for component in ("PX", "PY", "PZ", "E")]
-    required = {"PX_0", "is_signal_new"}.union(*rows)
+    slots = max(1, sum(name.startswith("E_") for name in place))
+    vectors = [f"{component}_{i}" for i in range(slots) for component in ("E", "PX", "PY", "PZ")]
+    required = {*vectors, "is_signal_new"}
     if len(place) != sum(map(len, frame.names)) or not required <= place.keys() <= required.union(LABELS):
         odd = sorted(required - place.keys()) or sorted(place.keys() - required.union(LABELS)) or ["a name twice"]
         raise FormatError(
             f"{where} must have the columns E_i, PX_i, PY_i, PZ_i, is_signal_new, perhaps ttv and truthE, truthPX, "
             f"truthPY, truthPZ and no others, each once; look at {', '.join(odd[:5])}"
         )
-    dtypes = [matrix.dtype for matrix in frame.matrices]
-    home = place["PX_0"][0]
-    if any(place[name][0] != home for row in rows for name in row) or dtypes[home].kind != "f":
-        raise FormatError(f"{where}: four-vectors must all be float32 or all float64, got blocks of {dtypes}")
-    if not {*dtypes} <= {*DTYPES}:
-        raise FormatError(f"{where} must hold float32, float64, int32 or int64, got {dtypes}")
-    four_vectors = [(frame.matrices[home], _evenly([place[name][1] for name in row])) for row in rows]
-    return four_vectors, {
-        label: (frame.matrices[place[name][0]], place[name][1]) for name, label in LABELS.items() if name in place
+    dtypes, home = [matrix.dtype for matrix in frame.matrices], place["E_0"][0]
+    if dtypes[home].kind != "f" or any(place[name][0] != home for name in vectors) or not {*dtypes} <= {*DTYPES}:
+        raise FormatError(f"{where} must have all four-vectors in float32 or in float64, got blocks of {dtypes}")
+    labels = {label: place[name] for name, label in LABELS.items() if name in place}
+    return (frame.matrices[home], [place[name][1] for name in vectors]), {
+        label: (frame.matrices[i], column) for label, (i, column) in labels.items()
     }
-
-
-def _evenly(positions: list[int]) -> slice | list[int]:
-    """The positions as a slice, which costs no copy, where they are evenly spaced."""
-    step = positions[1] - positions[0] if len(positions) > 1 else 1
-    even = step > 0 and positions == list(range(positions[0], positions[-1] + 1, step))
-    return slice(positions[0], positions[-1] + 1, step) if even else positions

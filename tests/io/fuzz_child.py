@@ -26,8 +26,6 @@ import fasttag
 import fasttag.io
 
 KINDS = ("truncation", "metadata flip", "data flip", "lie")
-# a flipped value may go unnoticed in these: they have no checksums, or not on all values
-UNCHECKED = ("top-reference", "jetclass", "parquet")
 OUTCOMES = ("identical", "typed error", "other values", "WRONG DATA", "UNTYPED ERROR")
 IDENTICAL, TYPED, OTHER, WRONG, UNTYPED = range(len(OUTCOMES))
 MEMORY, SECONDS = 4 << 30, 20
@@ -136,13 +134,28 @@ def lie_hdf5(source, rng, out):
         # jets and constituents are counted along the rows of pandas and along the last axis of the native format
         along = 0 if name.startswith("table") else values.ndim - 1
         lies = ["huge", "shorter", "longer", "link", "external", "virtual"]
-        lies += ["resized"] * bool(resizable) + ["dtype", "missing"] * (name.endswith(("values", "p4", "offsets")))
+        lies += (
+            ["short chunk"] * bool(chunks)
+            + ["resized"] * bool(resizable)
+            + ["dtype", "missing"] * (name.endswith(("values", "p4", "offsets")))
+        )
         lie = rng.choice(lies)
         if lie == "resized":
             data.resize(len(data) + rng.choice((-1, 1, 100_000, 10**12)), 0)
             return
+        if lie == "short chunk":
+            raw, kind, plist = (
+                data.id.read_direct_chunk((0,) * values.ndim)[1],
+                data.id.get_type(),
+                data.id.get_create_plist(),
+            )
+            plist.set_chunk(tuple(20_000 if axis == along else n for axis, n in enumerate(chunks)))
+            space = h5py.h5s.create_simple(values.shape, (h5py.h5s.UNLIMITED,) * values.ndim)
         del file[name]
-        if lie == "huge":
+        if lie == "short chunk":
+            made = h5py.Dataset(h5py.h5d.create(file.id, name.encode(), kind, space, plist))
+            made.id.write_direct_chunk((0,) * values.ndim, raw)
+        elif lie == "huge":
             shape = list(values.shape)
             shape[along] = rng.choice((10**6, 10**9, 2**40 + 7))
             made = file.create_dataset(name, shape, values.dtype, chunks=rng.choice((None, True)))

@@ -45,7 +45,7 @@ def pixelate(
     4. sum pt (or count) in npix x npix square pixels over [-half_width, half_width), dropping what falls outside;
     5. `normalize`: divide the pt channels by the pt of all constituents inside the window; counts stay raw.
 
-    Coordinates are evaluated in float64 whatever the input. Constituents with pt <= 0 are ignored.
+    Coordinates are evaluated in float64 whatever the input. Constituents with pt <= 0 count nothing.
 
     Parameters
     ----------

@@ -15,7 +15,7 @@ def pixelate(
     for image, a, b in zip(images, offsets[:-1], offsets[1:]):
         jet = np.array([pt[a:b], eta[a:b], phi[a:b]], np.float64)
         kinds = np.zeros(b - a, np.int8) if kind is None else kind[a:b]
-        if not np.isfinite(jet).all():
+        if not (np.isfinite(jet[1:]).all() and (jet[0] < np.inf).all()):
             image[:] = np.nan
             continue
         jet, kinds = jet[:, jet[0] > 0], kinds[jet[0] > 0]
