@@ -19,6 +19,7 @@ from ..jets import Jets
 from ._checks import parsing
 
 FORMATS = ("top-reference", "fasttag", "energyflow", "jetclass", "parquet")
+CHUNK = 65536
 _MODULES = {"fasttag": "native", "top-reference": "top_reference"}
 _SIGNATURES = {b"PK\x03\x04": "energyflow", b"PK\x05\x06": "energyflow", b"root": "jetclass", b"PAR1": "parquet"}
 
@@ -43,13 +44,13 @@ def read(path: str | os.PathLike, *, format: str | None = None, start: int = 0, 
     a checksum, lying about its size, non-finite four-vectors), both naming file, dataset and row where known;
     ImportError where the format needs an extra; ValueError for negative start or stop.
     """
-    return _join(list(_blocks("read", path, format, start, stop, None)))
+    return _join(list(_regroup(_blocks("read", path, format, start, stop, None), CHUNK)))
 
 
 def iter_read(
     path: str | os.PathLike,
     *,
-    chunk: int = 65536,
+    chunk: int = CHUNK,
     columns: Collection[str] | None = None,
     device: str = "cpu",
     library: str = "numpy",
@@ -138,7 +139,11 @@ def _regroup(blocks: Iterable[Jets], chunk: int) -> Iterator[Jets]:
 
 
 def _join(parts: list[Jets]) -> Jets:
-    """All jets of `parts`, which is emptied on the way: joined and separate, only one block exists twice."""
+    """All jets of `parts`, which is emptied on the way.
+
+    An allocator keeps small arrays that are freed, but gives those of CHUNK jets back at once: joined in that size
+    first, a large file needs little more memory than its jets.
+    """
     first = parts[0]
     if len(parts) == 1:
         return first.compact()

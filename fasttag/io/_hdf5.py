@@ -97,7 +97,8 @@ class Stored:
         rows = np.s_[..., begin:end] if self._axis else np.s_[begin:end]
         if out is None:
             return self._data[rows]
-        self._data.read_direct(out, rows, np.s_[: end - begin])
+        if end > begin:
+            self._data.read_direct(out, rows, np.s_[: end - begin])
         return out
 
     def attribute(self, name: str) -> Any:

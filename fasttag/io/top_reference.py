@@ -49,7 +49,8 @@ class _Frame:
     names: list[list[str]]
 
     def fill(self, begin: int, end: int) -> None:
-        for data, buffer in self.sources if end > begin else ():
+        """Bring rows begin:end into the first rows of all matrices."""
+        for data, buffer in self.sources:
             data.read(begin, end, buffer)
 
 
@@ -98,7 +99,7 @@ def _find(file: h5py.File) -> tuple[h5py.Group, Any]:
     if len(frames) != 1:
         raise FormatError(
             f"{file.filename}: must be a native file or hold one pandas frame, got {len(frames)} frames among "
-            f"{', '.join(file) or 'no members'}"
+            f"{', '.join(list(file)[:9]) or 'no members'}"
         )
     return frames[0]
 
@@ -176,7 +177,6 @@ def _schema(frame: _Frame, where: str) -> tuple[_Place, dict[str, _Place]]:
     dtypes, home = [matrix.dtype for matrix in frame.matrices], place["E_0"][0]
     if dtypes[home].kind != "f" or any(place[name][0] != home for name in vectors) or not {*dtypes} <= {*DTYPES}:
         raise FormatError(f"{where} must have all four-vectors in float32 or in float64, got blocks of {dtypes}")
-    labels = {label: place[name] for name, label in LABELS.items() if name in place}
-    return (frame.matrices[home], [place[name][1] for name in vectors]), {
-        label: (frame.matrices[i], column) for label, (i, column) in labels.items()
-    }
+    found = {label: place[name] for name, label in LABELS.items() if name in place}
+    labels = {label: (frame.matrices[i], column) for label, (i, column) in found.items()}
+    return (frame.matrices[home], [place[name][1] for name in vectors]), labels

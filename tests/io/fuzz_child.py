@@ -150,7 +150,9 @@ def lie_hdf5(source, rng, out):
                 data.id.get_create_plist(),
             )
             plist.set_chunk(tuple(20_000 if axis == along else n for axis, n in enumerate(chunks)))
-            space = h5py.h5s.create_simple(values.shape, (h5py.h5s.UNLIMITED,) * values.ndim)
+            shape = tuple(20_000 if axis == along else n for axis, n in enumerate(values.shape))
+            space = h5py.h5s.create_simple(shape, (h5py.h5s.UNLIMITED,) * values.ndim)
+            attributes |= {"NROWS": np.int64(20_000)}
         del file[name]
         if lie == "short chunk":
             made = h5py.Dataset(h5py.h5d.create(file.id, name.encode(), kind, space, plist))
