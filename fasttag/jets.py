@@ -184,8 +184,9 @@ class Jets:
         """
         first, last = self.offsets_host[[0, -1]]
         p4 = self.p4[:, first:last]
-        good = interop.require(self.library).isfinite(p4).all(0) & (p4[3] >= 0)
-        if not bool(good.all()):
+        finite = interop.require(self.library).isfinite(p4)
+        if not (bool(finite.all()) and bool((p4[3] >= 0).all())):
+            good = finite.all(0) & (p4[3] >= 0)
             i = int((~good).nonzero()[0][0]) + int(first)
             j = int(np.searchsorted(self.offsets_host, i, side="right")) - 1
             values = ", ".join(f"{float(v):g}" for v in self.p4[:, i])

@@ -6,12 +6,13 @@ is_signal_new. pandas keeps the names of the columns as a pickle, which is walke
 
 from __future__ import annotations
 
-import dataclasses
+import itertools
 import math
 import os
 import pickletools
-from collections.abc import Collection, Iterator
-from typing import Any
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -35,23 +36,18 @@ MAX_COLUMNS = 1 << 16
 # a few MB stay in the cache of a core between reading and converting
 BLOCK_BYTES = 4 << 20
 
-# a matrix and what to take from its second axis
-_Place = tuple[np.ndarray, Any]
+# which matrix of a frame, and what to take from its second axis
+_Place = tuple[int, Any]
 
 
-@dataclasses.dataclass
-class _Frame:
-    """A pandas frame: matrices (rows, columns) that show the buffers into which the datasets are read."""
+class _Frame(NamedTuple):
+    """A pandas frame: matrices (rows, columns), of which `read(begin, end)` gives some rows; `step` at once is good."""
 
     rows: int
-    sources: list[tuple[Stored, np.ndarray]]
-    matrices: list[np.ndarray]
+    step: int
+    dtypes: list[np.dtype]
     names: list[list[str]]
-
-    def fill(self, begin: int, end: int) -> None:
-        """Bring rows begin:end into the first rows of all matrices."""
-        for data, buffer in self.sources:
-            data.read(begin, end, buffer)
+    read: Callable[[int, int], list[np.ndarray]]
 
 
 def blocks(path: str | os.PathLike, start: int, stop: int | None, columns: Collection[str] | None) -> Iterator[Jets]:
@@ -61,15 +57,26 @@ def blocks(path: str | os.PathLike, start: int, stop: int | None, columns: Colle
     with open_file(path) as file:
         group, layout = _find(file)
         where = f"{path}: {group.name}"
-        frame, step = layout(group, where)
-        (slots, positions), labels = _schema(frame, where)
-        for begin, end in spans(start, stop, frame.rows, step):
-            frame.fill(begin, end)
-            rows = slice(end - begin)
-            p4, offsets = _ragged(_columns(slots[rows], positions))
-            found = {name: matrix[rows, column].copy() for name, (matrix, column) in labels.items()}
+        frame = layout(group, where)
+        (home, positions), labels = _schema(frame, where)
+        for begin, matrices in _ahead(frame.read, list(spans(start, stop, frame.rows, frame.step))):
+            p4, offsets = _ragged(_columns(matrices[home], positions))
+            found = {name: matrices[i][:, column].copy() for name, (i, column) in labels.items()}
             found["label"] = zero_or_one(found["label"], f"{where}: is_signal_new", begin)
             yield checked(Jets(p4, offsets, {}, found), where, begin)
+
+
+def _ahead(
+    read: Callable[[int, int], list[np.ndarray]], ranges: list[tuple[int, int]]
+) -> Iterator[tuple[int, list[np.ndarray]]]:
+    """begin and read(begin, end) of each range. Another thread decompresses the next while this one is converted."""
+    with ThreadPoolExecutor(1) as thread:
+        future = thread.submit(read, *ranges[0])
+        for (begin, _), following in itertools.zip_longest(ranges, ranges[1:]):
+            matrices = future.result()
+            if following:
+                future = thread.submit(read, *following)
+            yield begin, matrices
 
 
 def _columns(matrix: np.ndarray, positions: list[int]) -> np.ndarray:
@@ -104,7 +111,7 @@ def _find(file: h5py.File) -> tuple[h5py.Group, Any]:
     return frames[0]
 
 
-def _table(group: h5py.Group, where: str) -> tuple[_Frame, int]:
+def _table(group: h5py.Group, where: str) -> _Frame:
     data = Stored(group, "table", FILTERS)
     rows, declared = data.shape[0], data.attribute("NROWS")
     if data.dtype.names is None or len(data.shape) != 1:
@@ -113,27 +120,31 @@ def _table(group: h5py.Group, where: str) -> tuple[_Frame, int]:
         raise CorruptFileError(f"{data.where} has {rows} rows, its attribute NROWS says {declared}")
     fields = [name for name in data.dtype.names if name.startswith("values_block_")]
     names = [_names(data.attribute(f"{field}_kind"), f"{data.where}: {field}") for field in fields]
-    step = _step(data)
-    buffer = np.empty(min(step, rows), data.dtype)
-    return _Frame(rows, [(data, buffer)], [buffer[field] for field in fields], names), step
+    dtypes = [data.dtype[field].base for field in fields]
+
+    def read(begin: int, end: int) -> list[np.ndarray]:
+        records = data.read(begin, end)
+        return [records[field] for field in fields]
+
+    return _Frame(rows, _step(data), dtypes, names, read)
 
 
-def _fixed(group: h5py.Group, where: str) -> tuple[_Frame, int]:
+def _fixed(group: h5py.Group, where: str) -> _Frame:
     axis = Stored(group, "axis1", FILTERS)
     blocks = range(attribute(group, "nblocks") or 0)
     names = [_items(Stored(group, f"block{i}_items", FILTERS)) for i in blocks]
     values = [Stored(group, f"block{i}_values", FILTERS) for i in blocks]
     # pandas stores an empty array as one placeholder and says so in the attribute `shape`
     if axis.attribute("shape") is not None:
-        dtypes = [data.attribute("value_type").decode() for data in values]
-        return _Frame(0, [], [np.empty((0, len(n)), dtype) for n, dtype in zip(names, dtypes)], names), 1
+        dtypes = [np.dtype(data.attribute("value_type").decode()) for data in values]
+        return _Frame(0, 1, dtypes, names, lambda *_: [np.empty((0, len(n)), d) for n, d in zip(names, dtypes)])
     rows = axis.shape[0]
     for data, columns in zip(values, names):
         if data.shape != (rows, len(columns)):
             raise CorruptFileError(f"{data.where} must have shape {(rows, len(columns))}, got {data.shape}")
     step = max(map(_step, values), default=1)
-    buffers = [np.empty((min(step, rows), data.shape[1]), data.dtype) for data in values]
-    return _Frame(rows, list(zip(values, buffers)), buffers, names), step
+    dtypes = [data.dtype for data in values]
+    return _Frame(rows, step, dtypes, names, lambda begin, end: [data.read(begin, end) for data in values])
 
 
 def _items(data: Stored) -> list[str]:
@@ -174,9 +185,8 @@ def _schema(frame: _Frame, where: str) -> tuple[_Place, dict[str, _Place]]:
             f"{where} must have the columns E_i, PX_i, PY_i, PZ_i, is_signal_new, perhaps ttv and truthE, truthPX, "
             f"truthPY, truthPZ and no others, each once; look at {', '.join(odd[:5])}"
         )
-    dtypes, home = [matrix.dtype for matrix in frame.matrices], place["E_0"][0]
-    if dtypes[home].kind != "f" or any(place[name][0] != home for name in vectors) or not {*dtypes} <= {*DTYPES}:
-        raise FormatError(f"{where} must have all four-vectors in float32 or in float64, got blocks of {dtypes}")
-    found = {label: place[name] for name, label in LABELS.items() if name in place}
-    labels = {label: (frame.matrices[i], column) for label, (i, column) in found.items()}
-    return (frame.matrices[home], [place[name][1] for name in vectors]), labels
+    home = place["E_0"][0]
+    if frame.dtypes[home].kind != "f" or any(place[n][0] != home for n in vectors) or not {*frame.dtypes} <= {*DTYPES}:
+        raise FormatError(f"{where} must have all four-vectors in float32 or in float64, got blocks of {frame.dtypes}")
+    labels = {label: place[name] for name, label in LABELS.items() if name in place}
+    return (home, [place[name][1] for name in vectors]), labels

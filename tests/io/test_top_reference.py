@@ -149,6 +149,20 @@ def test_the_row_of_a_bad_value_is_its_row_in_the_file(tmp_path):
     assert len(fasttag.read(path, start=4322)) == 678
 
 
+def test_a_chunk_that_libhdf5_does_not_find_is_not_read_as_zeros(data, tmp_path):
+    """One byte of its key in the B-tree is damaged: libhdf5 2.0 gives fill values for its rows, and no error."""
+    path = tmp_path / "lost.h5"
+    raw = bytearray((data / "pandas_fixed_zlib.h5").read_bytes())
+    with h5py.File(data / "pandas_fixed_zlib.h5") as file:
+        address = file["table/block1_values"].id.get_chunk_info(0).byte_offset
+    raw[raw.index(address.to_bytes(8, "little")) - 5] = 2
+    path.write_bytes(raw)
+    with h5py.File(path) as file:
+        assert not file["table/block1_values"][()].any()
+    with pytest.raises(fasttag.CorruptFileError, match=r"lost\.h5"):
+        fasttag.read(path)
+
+
 def test_lzo_is_refused_by_name(tmp_path):
     with h5py.File(tmp_path / "lzo.h5", "w") as file:
         group = file.create_group("table")
