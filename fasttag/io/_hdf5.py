@@ -7,6 +7,7 @@ what a header declares. A sound table has none of that, so all of it is refused.
 from __future__ import annotations
 
 import bz2
+import itertools
 import math
 import os
 import zlib
@@ -16,7 +17,7 @@ from typing import Any
 
 import h5py
 import numpy as np
-from h5py import h5a, h5d, h5l, h5t
+from h5py import h5a, h5d, h5l, h5s, h5t
 
 from ..errors import CorruptFileError, FormatError
 
@@ -24,11 +25,11 @@ GZIP, SHUFFLE, FLETCHER32, BZIP2, LZO, BLOSC, BLOSC2 = 1, 2, 3, 307, 305, 32001,
 # PyTables makes blosc2 chunks as large as the L3 cache of the machine, and up to this
 MAX_CHUNK = 2 << 30
 # a chunk of the native format is 2 MB at most and is read piece by piece
-CACHE = 4 << 20
 
 
-def open_file(path: str | os.PathLike) -> h5py.File:
-    return h5py.File(Path(path), "r", rdcc_nbytes=CACHE)
+def open_file(path: str | os.PathLike, cache: int = 1 << 20) -> h5py.File:
+    """`cache` bytes of chunks are kept; more than needed costs a third of the speed."""
+    return h5py.File(Path(path), "r", rdcc_nbytes=cache)
 
 
 def is_native(path: str | os.PathLike) -> bool:
@@ -93,12 +94,14 @@ class Stored:
         """Rows begin:end."""
         if self.chunks:
             self._check_chunks(begin, end)
-        rows = np.s_[..., begin:end] if self._axis else np.s_[begin:end]
-        shape = list(self.shape)
-        shape[self._axis] = end - begin
+        first, shape = [0] * len(self.shape), list(self.shape)
+        first[self._axis], shape[self._axis] = begin, end - begin
         out = np.empty(shape, self.dtype)
         if out.size:
-            self._data.read_direct(out, rows)
+            # what h5py's read_direct does, without deriving the type anew: a fifth of the time on short reads
+            space = self._data.id.get_space()
+            space.select_hyperslab(tuple(first), tuple(shape))
+            self._data.id.read(h5s.create_simple(tuple(shape)), space, out, self._data.id.get_type())
         return out
 
     def attribute(self, name: str) -> Any:
@@ -114,6 +117,7 @@ class Stored:
         stages = [{SHUFFLE: 0, FLETCHER32: 2}.get(code, 1) for code in self.filters]
         if not {*self.filters} <= {*allowed} or stages != sorted({*stages}):
             raise FormatError(f"{self.where} must use HDF5 filters among {sorted(allowed)}, got {self.filters}")
+        self._compressor = next((code for code in self.filters if code not in (SHUFFLE, FLETCHER32)), None)
         for code, _, values, _ in pipeline:
             found, size = (values[:1], self.dtype.itemsize) if code == SHUFFLE else (values[3:4], self._chunk_bytes)
             if code in (SHUFFLE, BLOSC, BLOSC2) and found != (size,):
@@ -151,27 +155,26 @@ class Stored:
         """What has to be looked up chunk by chunk, once, before rows begin:end are read."""
         rows = self.chunks[self._axis]
         first, last = np.searchsorted(self._rows, [begin // rows, -(-end // rows)])
-        for i in first + np.flatnonzero(~self._sound[first:last]):
-            chunk = self._index[i]
+        read_raw = self._data.id.read_direct_chunk
+        for chunk in itertools.compress(self._index[first:last], ~self._sound[first:last]):
             # libhdf5 lists a chunk with a damaged key, but does not find it when it reads rows, and gives zeros; asked
             # for the chunk itself it raises an error
-            _, raw = self._data.id.read_direct_chunk(chunk.chunk_offset)
+            _, raw = read_raw(chunk.chunk_offset)
             size = self._decoded_size(raw)
             if len(raw) != chunk.size or size != self._chunk_bytes:
                 raise CorruptFileError(f"{self.where}: a chunk must have {self._chunk_bytes} bytes, got {size}")
-            self._sound[i] = True
+        self._sound[first:last] = True
 
     def _decoded_size(self, raw: bytes) -> int:
         if FLETCHER32 in self.filters:
             raw = raw[:-4]
-        compressor = next((code for code in self.filters if code not in (SHUFFLE, FLETCHER32)), None)
-        if compressor is None:
+        if self._compressor is None:
             return len(raw)
-        if compressor == BLOSC:
+        if self._compressor == BLOSC:
             return int.from_bytes(raw[4:8], "little")
-        if compressor == BLOSC2:
+        if self._compressor == BLOSC2:
             size = int.from_bytes(raw[30:38], "big")
             # in several dimensions it pads a chunk to whole blocks, and checks for itself that the chunk is all there
             return size if len(self.chunks) == 1 else min(size, self._chunk_bytes)
-        stream = zlib.decompressobj() if compressor == GZIP else bz2.BZ2Decompressor()
+        stream = zlib.decompressobj() if self._compressor == GZIP else bz2.BZ2Decompressor()
         return len(stream.decompress(raw, self._chunk_bytes + 1))

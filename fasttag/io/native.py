@@ -25,13 +25,15 @@ from ._hdf5 import FLETCHER32, GZIP, SHUFFLE, Stored, attribute, child, open_fil
 VERSION = (1, 0)
 FILTERS = (SHUFFLE, GZIP, FLETCHER32)
 CHUNK = 65536
+# reads are not aligned with chunks: this holds those of p4 in float64
+CACHE = 16 << 20
 # jets read at once: about as many constituents as three chunks hold
 BLOCK = 4096
 
 
 def blocks(path: str | os.PathLike, start: int, stop: int | None, columns: Collection[str] | None) -> Iterator[Jets]:
     """See fasttag.io.read."""
-    with open_file(path) as file:
+    with open_file(path, CACHE) as file:
         _check_version(file)
         p4, offsets = _stored(file, "p4"), _stored(file, "offsets")
         if len(p4.shape) != 2 or p4.shape[0] != 4 or p4.dtype not in (np.float32, np.float64):
