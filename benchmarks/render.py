@@ -101,10 +101,11 @@ def _caption(results: dict[str, Any]) -> str:
     for row in results["rows"]:
         if "memory" in row:
             memory = row["memory"]
-            share = memory["peak"] / (memory["chunk"] + memory["result"])
+            bound = 1.5 * memory["chunk"] + memory["result"]
             lines.append(
-                f"Peak memory of {row['op']} {row['case']}: {memory['peak'] / 1e6:.1f} MB, {share:.2f} times the chunk "
-                f"({memory['chunk'] / 1e6:.1f}) plus the result ({memory['result'] / 1e6:.1f})."
+                f"Peak memory of {row['op']} {row['case']}: {memory['peak'] / 1e6:.1f} MB; 1.5 times a chunk of rows "
+                f"({memory['chunk'] / 1e6:.1f} MB) plus the result ({memory['result'] / 1e6:.1f} MB) are "
+                f"{bound / 1e6:.1f} MB: {_met(memory['peak'] <= bound)}."
             )
     return "\n".join(lines)
 
