@@ -58,24 +58,27 @@ def test_fixed_pixels(compare, problem, child, npix, target):
     )
 
 
-def test_given_memory(compare, problem):
+@pytest.mark.parametrize(("npix", "fixed", "target"), [(33, True, 0.6), (64, True, 1.2), (40, False, 1.5)])
+def test_given_memory(compare, problem, npix, fixed, target):
     """The kernel without the system's part: getting, zeroing and giving back the memory of the images."""
     p = problem("reference")
-    options = {"npix": 33, "half_width": 0.4, **FIXED}
+    options = {"npix": npix, **({"half_width": 0.4, **FIXED} if fixed else {})}
     images = pixelate(*angles(p), p.offsets, **options)
     checked(images, p, **options)
     out = np.empty_like(images)
-    arguments = (*angles(p), p.offsets, None, 33, 0.4, "pixel", False, False, True, True, ["pt"], "float32", out)
+    settings = (0.4, "pixel", False, False) if fixed else (0.8, "centroid", True, True)
+    arguments = (*angles(p), p.offsets, None, npix, *settings, True, True, ["pt"], "float32", out)
     numba_cpu.run(*arguments, threads=1)
     assert np.array_equal(out, images)
     compare(
         "pixelate",
         "reference",
-        "33x33, fixed pixels, into memory at hand",
+        f"{npix}x{npix}, {'fixed pixels' if fixed else 'all preprocessing'}, into memory at hand",
         p,
         lambda: numba_cpu.run(*arguments, threads=1),
         {},
-        bytes=12 * p.constituents + 4 * 33**2,
+        bytes=12 * p.constituents + 4 * npix**2,
+        target={"us": target},
     )
 
 

@@ -15,15 +15,15 @@ from .jets import Jets
 
 if TYPE_CHECKING:
     from . import compat, features, io, metrics, models, ops, plots, training
-    from .backends import backends, warmup
+    from ._backends import backends, warmup
     from .io import iter_read, read, write
     from .ops import jet_p4, kinematics, pixelate, segment
 
 __version__ = "0.1.0"
 
 _LAZY = {
-    "backends": "backends",
-    "warmup": "backends",
+    "backends": "_backends",
+    "warmup": "_backends",
     "iter_read": "io",
     "read": "io",
     "write": "io",

@@ -9,7 +9,7 @@ import numpy as np
 
 from . import interop
 from .jets import Jets
-from .ops import kinematics, pixelate, segment
+from .ops import jet_p4, kinematics, pixelate, segment
 
 
 class Inputs(NamedTuple):
@@ -27,28 +27,25 @@ class Inputs(NamedTuple):
     max_n: int
 
 
-def wrap(angle: Any, floor: Any = np.floor) -> Any:
-    """An angle or difference of angles taken into [-pi, pi)."""
-    return angle - 2 * math.pi * floor((angle + math.pi) / (2 * math.pi))
-
-
 def energy_flow(jets: Jets) -> Inputs:
     """Inputs of energy flow and particle flow networks (arXiv:1810.05165, section 4).
 
     x = (z, y - y_J, phi - phi_J) with z = pt / sum of pt; (y_J, phi_J) is the pt-weighted centroid in rapidity and
-    azimuth, differences of phi in [-pi, pi). points = x[:, 1:]. A jet whose pt are all zero has z = 0, not centred.
+    azimuth, differences of phi in [-pi, pi). points = x[:, 1:]. A constituent without pt is (0, 0, 0).
     In the dtype and library of the jets; differentiable in p4 (torch).
     """
     jets = jets.compact()
     xp = interop.require(jets.library)
     pt, y, _, phi, _ = kinematics(jets.p4)
     jet = interop.like(np.repeat(np.arange(len(jets)), jets.counts), pt)
-    leading = interop.like(np.repeat(jets.offsets_host[:-1], jets.counts), pt)
-    dphi = wrap(phi - phi[leading], xp.floor)
+    dphi = phi - kinematics(jet_p4(jets)).phi[jet]
+    dphi = dphi - 2 * math.pi * xp.floor((dphi + math.pi) / (2 * math.pi))
     sums = segment(xp.stack([pt, pt * y, pt * dphi], 1), jets.offsets)
     total = xp.where(sums[:, 0] > 0, sums[:, 0], 1)
     mean = (sums[:, 1:] / total[:, None])[jet]
-    x = xp.stack([pt / total[jet], y - mean[:, 0], dphi - mean[:, 1]], 1)
+    has_direction = pt != 0  # true of NaN: it goes on
+    angles = [xp.where(has_direction, a - m, 0) for a, m in ((y, mean[:, 0]), (dphi, mean[:, 1]))]
+    x = xp.stack([pt / total[jet], *angles], 1)
     max_n = int(jets.counts.max()) if len(jets) else 0
     return Inputs(x, x[:, 1:], jets.p4, jets.offsets, jets.offsets_host, max_n)
 

@@ -25,8 +25,10 @@ def require(module: str) -> Any:
     """Import an optional module, or raise ImportError with the extra that brings it."""
     try:
         return importlib.import_module(module)
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         package = module.partition(".")[0]
+        if error.name not in (package, module):
+            raise
         raise ImportError(f"{package} is needed here: install fasttag-hep with the extra {_EXTRAS[package]}") from error
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import numbers
 import os
 import time
 import zlib
@@ -19,14 +20,15 @@ from .errors import CheckpointError
 from .jets import Jets
 
 if TYPE_CHECKING:
-    import torch
-
     from .models._tagger import Tagger
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How to train. The learning rate rises linearly over `warmup` of all steps, then falls as a cosine to zero."""
+    """How to train. The learning rate rises linearly over `warmup` of all steps, then falls as a cosine to zero.
+
+    Raises TypeError for anything but a number (an integer where the default is one), ValueError for one out of range.
+    """
 
     epochs: int = 30
     batch_size: int = 512
@@ -37,6 +39,12 @@ class Settings:
     seed: int = 1
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            kind: Any = type(field.default)
+            value, rule = getattr(self, field.name), "an integer" if kind is int else "a number"
+            if not isinstance(value, numbers.Integral if kind is int else numbers.Real):
+                raise TypeError(f"Settings: {field.name} must be {rule}, got {value!r}; change it")
+            object.__setattr__(self, field.name, kind(value))  # JSON has no NumPy numbers
         rules = {
             "epochs": (self.epochs >= 1, "1 or more"),
             "batch_size": (self.batch_size >= 1, "1 or more"),
@@ -44,7 +52,7 @@ class Settings:
             "warmup": (0 <= self.warmup < 1, "in [0, 1)"),
             "weight_decay": (0 <= self.weight_decay < math.inf, "0 or more"),
             "patience": (self.patience >= 1, "1 or more"),
-            "seed": (self.seed >= 0, "0 or more"),
+            "seed": (0 <= self.seed < 2**63, "in [0, 2**63)"),
         }
         for name, (good, rule) in rules.items():
             if not good:
@@ -67,7 +75,6 @@ def fit(
     *,
     config: dict[str, Any] | None = None,
     resume: bool = False,
-    device: str = "cpu",
     progress: bool = True,
 ) -> Tagger:
     """Train tagger `name` on jets with a label `label` (class index) and give back the best epoch's model.
@@ -77,8 +84,8 @@ def fit(
     training goes on from last.safetensors if there is one; on the CPU with the same number of threads the weights end
     the same to the bit as without the interruption, since shuffling and dropout depend on (seed, epoch) only.
 
-    Raises ValueError for jets without usable labels, CheckpointError for a folder that holds another run,
-    FloatingPointError where the loss stops being finite.
+    Raises ValueError for jets without usable labels, CheckpointError for a folder that holds another run or only parts
+    of this one, FloatingPointError where the loss stops being finite.
     """
     torch = interop.require("torch")
     settings = settings or Settings()
@@ -89,13 +96,17 @@ def fit(
         raise CheckpointError(f"{folder}: holds a run already; resume it or choose another folder")
 
     torch.manual_seed(settings.seed)
-    model = models.build(name, **(config or {})).to(device)
+    model = models.build(name, **(config or {}))
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
     train, val = _labelled(train, len(model.classes), "train"), _labelled(val, len(model.classes), "val")
+    described = {"model": models.describe(model)}
     run = {"settings": dataclasses.asdict(settings), "data": [_fingerprint(train), _fingerprint(val)]}
     history: list[dict[str, Any]] = []
     if last.exists():
-        history = _restore(last, model, optimizer, run)
+        history = _restore(last, model, optimizer, {**described, "run": run})
+        if not best.exists():
+            raise CheckpointError(f"{best}: is missing beside {last.name}; put it back or choose another folder")
+        _write_history(folder, {**described, **run, "history": history})  # a kill may have come before it
 
     while len(history) < settings.epochs and not _stale(history, settings.patience):
         epoch = len(history)
@@ -108,7 +119,6 @@ def fit(
         history.append(
             {"epoch": epoch + 1, "train_loss": train_loss, "val_loss": val_loss, "val_auc": val_auc, "jets_per_s": rate}
         )
-        described = {"model": models.describe(model)}
         if improved:
             write_tensors(best, dict(model.state_dict()), described)
         state = {f"model.{key}": value for key, value in model.state_dict().items()}
@@ -116,15 +126,19 @@ def fit(
             for kind, value in optimizer.state[parameter].items():
                 state[f"optimizer.{key}.{kind}"] = value
         write_tensors(last, state, {**described, "run": run, "history": history})
-        with replacing(folder / "history.json") as part:
-            Path(part).write_text(json.dumps({**described, **run, "history": history}, indent=1))
+        _write_history(folder, {**described, **run, "history": history})
         if progress:
             print(
                 f"epoch {epoch + 1:3d}/{settings.epochs}  train loss {train_loss:.4f}  val loss {val_loss:.4f}  "
                 f"val AUC {val_auc:.4f}  {rate:,.0f} jets/s{'  *' if improved else ''}",
                 flush=True,
             )
-    return models.load(best).to(device)
+    return models.load(best)
+
+
+def _write_history(folder: Path, content: dict[str, Any]) -> None:
+    with replacing(folder / "history.json") as part:
+        Path(part).write_text(json.dumps(content, indent=1))
 
 
 def _stale(history: list[dict[str, Any]], patience: int) -> bool:
@@ -149,7 +163,7 @@ def _epoch(model: Tagger, optimizer: Any, jets: Jets, settings: Settings, epoch:
             batch = jets[order[a : a + settings.batch_size]]
             for group in optimizer.param_groups:
                 group["lr"] = settings.learning_rate(epoch * len(starts) + i, steps)
-            loss = torch.nn.functional.cross_entropy(model(batch), _target(model, batch))
+            loss = torch.nn.functional.cross_entropy(model(batch), torch.from_numpy(batch.labels["label"]))
             value = loss.item()
             if not math.isfinite(value):
                 raise FloatingPointError(
@@ -167,20 +181,15 @@ def _epoch(model: Tagger, optimizer: Any, jets: Jets, settings: Settings, epoch:
 def _validate(model: Tagger, jets: Jets) -> tuple[float, float]:
     """Mean cross-entropy and the AUC of the signal class."""
     torch = interop.require("torch")
-    model.eval()
+    label = jets.labels["label"]
     total = 0.0
-    scores = []
-    with torch.inference_mode():
-        for a in range(0, len(jets), 1024):
-            batch = jets[a : a + 1024]
-            logits = model(batch)
-            total += float(torch.nn.functional.cross_entropy(logits, _target(model, batch), reduction="sum"))
-            scores.append(logits.softmax(1)[:, model.signal].cpu().numpy())
-    return total / len(jets), metrics.auc(np.concatenate(scores), jets.labels["label"] == model.signal)
-
-
-def _target(model: Tagger, jets: Jets) -> torch.Tensor:
-    return interop.convert(jets.labels["label"], "torch", str(next(model.parameters()).device))
+    score = np.empty(len(jets), np.float32)
+    for part, logits in models._logits(model, jets):
+        total += torch.nn.functional.cross_entropy(logits, torch.from_numpy(label[part]), reduction="sum").item()
+        score[part] = logits.softmax(1)[:, model.signal].numpy()
+    if not math.isfinite(total):
+        raise FloatingPointError(f"fit: the validation loss became {total}; lower lr, look for NaN in the jets")
+    return total / len(jets), metrics.auc(score, label == model.signal)
 
 
 def _labelled(jets: Jets, classes: int, name: str) -> Jets:
@@ -206,14 +215,12 @@ def _fingerprint(jets: Jets) -> str:
     return f"{len(jets)} jets, crc32 {crc:08x}"
 
 
-def _restore(path: Path, model: Tagger, optimizer: Any, run: dict[str, Any]) -> list[dict[str, Any]]:
+def _restore(path: Path, model: Tagger, optimizer: Any, expected: dict[str, Any]) -> list[dict[str, Any]]:
     """Load weights and optimiser in place; the history."""
     state, metadata = read_tensors(path)
-    if metadata.get("model") != models.describe(model) or metadata.get("run") != run:
-        raise CheckpointError(
-            f"{path}: is another run: {metadata.get('model')}, {metadata.get('run')}; "
-            f"this one is {models.describe(model)}, {run}"
-        )
+    found = {key: metadata.get(key) for key in expected}
+    if found != expected:
+        raise CheckpointError(f"{path}: is another run: {found}; this one is {expected}")
     model.load_state_dict(
         {key.removeprefix("model."): value for key, value in state.items() if key.startswith("model.")}
     )

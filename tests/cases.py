@@ -39,6 +39,14 @@ def _zero_pt() -> tuple:
     p4[:, 1] = [0, 0, -30.0, 30.0]
     p4[:, 3] = [0, 0, 7.0, 9.0]
     p4[:, 6] = 0.0
+    p4[:, 0] = [0, 0, 30.0, 29.999]  # rounding: E < |pz|
+    return p4, offsets
+
+
+def _not_finite() -> tuple:
+    p4, offsets = _jets([3, 3, 3, 3, 3, 3, 1])
+    for i, (row, value) in enumerate([(0, np.nan), (2, np.nan), (3, np.nan), (0, np.inf), (2, -np.inf), (3, np.inf)]):
+        p4[row, 3 * i + i % 3] = value
     return p4, offsets
 
 
@@ -51,6 +59,7 @@ CASES: dict[str, Callable[[], tuple]] = {
     "longer than any block": lambda: _jets([2, 5000, 3]),
     "duplicates": _duplicates,
     "zero pt": _zero_pt,
+    "not finite": _not_finite,
     "across pi": lambda: _jets([30, 40], phi=np.pi),
     "massive": lambda: _jets([20, 30], mass=5.0),
 }

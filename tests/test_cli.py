@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import fasttag
-from fasttag.cli import COMMANDS, main
+from children import python
+from fasttag.cli import COMMANDS, demo, evaluate, main
 from toys import toy_jets
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """train.h5, val.h5, test.h5 and two short runs of a PFN, made by the commands themselves."""
+    """train.h5, val.h5, test.h5, two short runs of a PFN made by the commands themselves, and an untrained EFN."""
     folder = tmp_path_factory.mktemp("cli")
     for name, jets, seed in (("train", 600, 1), ("val", 200, 2), ("test", 400, 3)):
         toys = toy_jets(jets, seed)
         wrong = np.random.default_rng(seed).random(jets) < 0.1  # so that some background passes every cut
         fasttag.write(folder / f"{name}.h5", toys.with_labels(label=toys.labels["label"] ^ wrong))
+    fasttag.models.save(fasttag.models.build("efn"), folder / "efn.safetensors")
     for seed in (1, 2):
         out = ["--out", str(folder / f"run{seed}"), "--seed", str(seed), "--epochs", "2", "--batch-size", "50"]
         assert main(["train", str(folder / "train.h5"), "--val", str(folder / "val.h5"), "--model", "pfn", *out]) == 0
@@ -31,8 +35,8 @@ def folder(tmp_path_factory):
 def test_process_adds_features(folder, capsys):
     out = folder / "processed.h5"
     inputs = [str(folder / "val.h5"), str(folder / "test.h5")]
-    command = ["process", *inputs, "--out", str(out), "--features", "kinematics", "energy_flow", "--chunk", "64"]
-    assert main(command) == 0
+    command = ["process", *inputs, "--out", str(out), "--chunk", "64"]
+    assert main([*command, "--features", "kinematics", "--features", "energy_flow"]) == 0
     assert "600 jets" in capsys.readouterr().out
     jets = fasttag.read(out)
     expected = fasttag.Jets.concatenate([fasttag.read(path) for path in inputs])
@@ -57,14 +61,67 @@ def test_evaluate_one_run(folder, capsys):
     assert pictures == ["images.png", "roc.png", "scores.png", "sculpting.png"]
 
 
-def test_evaluate_two_runs(folder, capsys):
-    runs = [str(folder / "run1"), str(folder / "run2")]
-    assert main(["evaluate", str(folder / "test.h5"), "--run", *runs, "--out", str(folder / "two")]) == 0
+@pytest.mark.parametrize(("second", "ensembles"), [("run2", True), ("efn.safetensors", False)])
+def test_evaluate_two_runs(folder, capsys, second, ensembles):
+    """Runs of one tagger make an ensemble, those of two taggers do not."""
+    runs = ["--run", str(folder / "run1"), "--run", str(folder / second)]
+    assert main(["evaluate", str(folder / "test.h5"), *runs, "--out", str(folder / "two")]) == 0
     numbers = json.loads((folder / "two" / "metrics.json").read_text())
-    assert set(numbers["ensembles"]["0.3"]) >= {"single", "mean", "median"}
+    assert numbers["runs"] == ["run1", second]
+    assert len(numbers["single_runs"]) == 2
     printed = capsys.readouterr().out
-    assert "mean (+- spread)" in printed
-    assert "run2" in printed
+    assert ("ensembles" in numbers, "mean (+- spread)" in printed) == (ensembles, ensembles)
+    assert second in printed
+
+
+@pytest.mark.parametrize("name", ["run1", "run1/best.safetensors"])
+def test_evaluate_runs_of_one_name(folder, capsys, monkeypatch, name):
+    monkeypatch.chdir(folder)
+    shutil.copytree("run2", "other/run1", dirs_exist_ok=True)
+    assert main(["evaluate", "test.h5", "--run", name, "--run", f"other/{name}", "--out", "names"]) == 0
+    assert json.loads(Path("names/metrics.json").read_text())["runs"] == [name, f"other/{name}"]
+    assert f"other/{name} " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("last", [0, 1])
+def test_evaluate_a_file_sorted_by_class(folder, monkeypatch, last):
+    """Many chunks of one class before the first of the other: images and plots as for the mixed file."""
+    monkeypatch.setattr(evaluate, "CHUNK", 64)
+    monkeypatch.setattr(evaluate, "IMAGE_JETS", 100)
+    jets = fasttag.read(folder / "test.h5")
+    order = np.argsort(jets.labels["label"] == last, kind="stable")
+    fasttag.write(folder / "sorted.h5", jets[order])
+    tagger = fasttag.models.load(folder / "run1" / "best.safetensors")
+    scored = evaluate.score_file([tagger], folder / "sorted.h5")
+    np.testing.assert_array_equal(scored.label, jets.labels["label"][order])
+    assert np.bincount(scored.some.labels["label"]).tolist() == [100, 100]
+    for k in (0, 1):
+        firsts = jets[np.flatnonzero(jets.labels["label"] == k)[:100]]
+        np.testing.assert_array_equal(scored.some[scored.some.labels["label"] == k].p4, firsts.p4)
+    assert main(["evaluate", str(folder / "sorted.h5"), "--run", str(folder / "run1")]) == 0
+    assert (folder / "run1" / "evaluation" / "images.png").exists()
+
+
+@pytest.mark.parametrize("label", [0, 1, None])
+def test_evaluate_needs_both_classes(folder, capsys, monkeypatch, label):
+    """One line that names the file, and no jet is scored."""
+    monkeypatch.setattr(fasttag.models, "score", None)
+    jets = fasttag.read(folder / "test.h5")
+    fasttag.write(folder / "one_class.h5", jets[jets.labels["label"] == label] if label is not None else jets[:0])
+    assert main(["evaluate", str(folder / "one_class.h5"), "--run", str(folder / "run1")]) == 2
+    error = capsys.readouterr().err
+    assert "one_class.h5 must hold signal (label 1) and background" in error
+    assert f"got labels {[] if label is None else [label]};" in error
+
+
+def test_table_shows_an_infinite_spread():
+    single = {"auc": 1.0, "accuracy": 1.0, "rejection_0.3": {"value": 7.0, "error": 1.0}}
+    single["rejection_0.5"] = single["rejection_0.3"]
+    estimates = {kind: {"value": 7.0, "spread": spread} for kind, spread in (("single", None), ("mean", 0.0))}
+    estimates["median"] = {"value": None, "spread": None}
+    numbers = {"jets": 2, "signal": 1, "single_runs": [single], "ensembles": {"0.3": estimates, "0.5": estimates}}
+    cells = [line.split("spread)")[1].split("  ") for line in evaluate.table(["a"], numbers).splitlines()[-3:]]
+    assert [[cell.strip() for cell in row if cell] for row in cells] == [["7 +- inf"] * 2, ["7 +- 0"] * 2, ["inf"] * 2]
 
 
 def test_train_refuses_and_resumes(folder, capsys):
@@ -81,10 +138,14 @@ def test_train_refuses_and_resumes(folder, capsys):
         (["evaluate", "{}/missing.h5", "--run", "{}/run1"], "missing.h5"),
         (["evaluate", "{}/test.h5", "--run", "{}/nothing"], "nothing"),
         (["process", "{}/broken.h5", "--out", "{}/out.h5"], "broken.h5"),
+        (["process", "{}/test.h5", "--out", "{}/nowhere/out.h5"], "nowhere: no such folder"),
         (["train", "{}/test.h5", "--val", "{}/val.h5", "--model", "pfn", "--epochs", "0"], "epochs must be 1 or more"),
+        (["evaluate", "{}/test.h5", "--run", "{}/run1", "--run", "{}/run1/best.safetensors"], "must be given once"),
+        (["demo", "--epochs", "0"], "epochs must be 1 or more"),
     ],
 )
-def test_bad_input_is_one_line(folder, capsys, command, message):
+def test_bad_input_is_one_line(folder, capsys, monkeypatch, command, message):
+    monkeypatch.setattr(demo, "measure", None)  # nothing is timed first
     (folder / "broken.h5").write_bytes((folder / "test.h5").read_bytes()[:-1000])
     assert main([part.format(folder) for part in command]) == 2
     error = capsys.readouterr().err
@@ -92,6 +153,83 @@ def test_bad_input_is_one_line(folder, capsys, command, message):
     assert error.startswith(f"fasttag {command[0]}: ")
     assert error.count("\n") == 1
     assert not (folder / "out.h5").exists()
+
+
+@pytest.mark.parametrize("error", [TypeError, NotImplementedError, FloatingPointError, fasttag.CorruptFileError])
+def test_errors_of_operations_are_one_line(capsys, monkeypatch, error):
+    def fail(*_, **__):
+        raise error("pad: no\n    kernel")
+
+    monkeypatch.setattr(fasttag.models, "build", fail)
+    assert main(["models"]) == 2
+    assert capsys.readouterr().err == "fasttag models: pad: no kernel\n"
+
+
+@pytest.mark.parametrize(
+    ("where", "line"),
+    [
+        ("argparse.ArgumentParser.parse_args", "fasttag: stopped"),
+        ("fasttag.io.read", "fasttag train: stopped; go on with --resume"),
+        ("fasttag.io.iter_read", "fasttag process: stopped"),
+    ],
+)
+def test_interrupt_is_one_line(folder, capsys, monkeypatch, where, line):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(where, interrupt)
+    command = ["process", str(folder / "val.h5"), "--out", str(folder / "out.h5")]
+    assert main(["train", "t.h5", "--val", "v.h5", "--model", "pfn"] if "train" in line else command) == 130
+    assert capsys.readouterr().err == line + "\n"
+    assert not list(folder.glob("*out.h5*"))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["train", "--val", "{}/val.h5", "--val", "{}/test.h5", "--model", "pfn", "--out", "{}/new", "{}/train.h5"],
+        ["evaluate", "--run", "{}/run1", "--out", "{}/three", "{}/test.h5"],
+        ["process", "--features", "kinematics", "{}/val.h5", "--out", "{}/featured.h5"],
+    ],
+)
+def test_options_take_one_value_each(folder, command):
+    epochs = ["--epochs", "1"] if command[0] == "train" else []
+    assert main([part.format(folder) for part in [*command, *epochs]]) == 0
+
+
+CORE_ONLY = """
+import contextlib, io, json, sys, warnings
+warnings.filterwarnings("ignore", "Numba extension module 'awkward")  # masked here, but its entry point is installed
+for name in ("torch", "tqdm", "matplotlib", "safetensors", "sklearn", "awkward", "uproot", "pyarrow"):
+    sys.modules[name] = None
+import fasttag
+from fasttag.cli import main
+jets = fasttag.read(fasttag.io.sample_path(), stop=100)
+assert fasttag.pixelate(jets).shape == (100, 1, 40, 40)
+assert fasttag.kinematics(jets).pt.size == jets.counts.sum()
+fasttag.write("some.h5", jets)
+found = {}
+for line in (
+    "info", "process some.h5 --out out.h5 --features kinematics", "models", "demo",
+    "train missing.h5 --val missing.h5 --model pfn", "evaluate missing.h5 --run missing",
+):
+    with contextlib.redirect_stderr(io.StringIO()) as error, contextlib.redirect_stdout(io.StringIO()):
+        found[line.split()[0]] = main(line.split()), error.getvalue()
+assert fasttag.read("out.h5").columns["pt"].size == jets.counts.sum()
+print(json.dumps(found))
+"""
+
+
+def test_core_only_install(tmp_path, monkeypatch):
+    """Without any extra: files and operations work, the rest names the extra before it reads or writes anything."""
+    monkeypatch.chdir(tmp_path)
+    found = json.loads(python(CORE_ONLY))
+    assert found.pop("info") == found.pop("process") == [0, ""]
+    assert set(found) == {"models", "demo", "train", "evaluate"}
+    for command, (status, error) in found.items():
+        line = f"fasttag {command}: torch is needed here: install fasttag-hep with the extra torch\n"
+        assert (status, error) == (2, line)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.h5", "some.h5"]
 
 
 def test_info_and_models(capsys):
@@ -111,10 +249,16 @@ def test_help_names_every_command(capsys):
 
 
 @pytest.mark.slow
-def test_demo(tmp_path, capsys):
+def test_demo(tmp_path, capsys, monkeypatch):
+    threads = torch.get_num_threads()
+    used = set()
+    compare = demo._compare
+    monkeypatch.setattr(demo, "_compare", lambda *case: used.add(torch.get_num_threads()) or compare(*case))
     assert main(["demo", "--out", str(tmp_path), "--epochs", "3"]) == 0
+    assert (used, torch.get_num_threads()) == ({1}, threads)
     printed = capsys.readouterr().out
     assert "pixelate 40x40" in printed
+    assert "one thread" in printed
     assert "AUC" in printed
     page = (tmp_path / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 5

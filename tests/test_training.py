@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import signal
@@ -14,6 +15,8 @@ import numpy as np
 import pytest
 
 from fasttag import CheckpointError, Jets, metrics, models, training
+from fasttag.features import energy_flow
+from fasttag.models.pfn import PFN
 from fasttag.training import Settings, fit, read_tensors
 from toys import toy_jets
 
@@ -91,13 +94,12 @@ def test_learning_rate():
 
 def test_shuffling_covers_every_jet_once_per_epoch(tmp_path, toys, monkeypatch):
     seen = []
-    target = training._target
 
-    def record(model, batch):
-        seen.append(batch)
-        return target(model, batch)
+    def record(jets):
+        seen.append(jets.to(library="numpy"))
+        return energy_flow(jets)
 
-    monkeypatch.setattr(training, "_target", record)
+    monkeypatch.setattr(PFN, "recipe", staticmethod(record))
     run(tmp_path, toys, Settings(epochs=2, batch_size=64))
     trained = Jets.concatenate([b for b in seen if len(b) <= 64])
     energy = np.sort(np.add.reduceat(trained.p4[3], trained.offsets[:-1]))
@@ -114,6 +116,25 @@ def test_other_runs_are_refused(tmp_path, toys):
         run(tmp_path, toys, Settings(epochs=2, batch_size=50), resume=True)
     with pytest.raises(CheckpointError, match="is another run"):
         run(tmp_path, (toys[0][:900], toys[1]), Settings(epochs=1, batch_size=50), resume=True)
+
+
+def test_config_with_tuples_and_numpy_integers_is_resumed(tmp_path, toys):
+    for resume in (False, True):
+        config = {"phi": (np.int64(8), 8), "f": (8,)}
+        fit("pfn", *toys, tmp_path, Settings(epochs=1), config=config, progress=False, resume=resume)
+    described = read_tensors(tmp_path / "last.safetensors")[1]["model"]
+    assert described["config"] == {"phi": [8, 8], "f": [8]}
+
+
+def test_finished_run_with_a_file_lost(tmp_path, toys):
+    run(tmp_path, toys, Settings(epochs=1))
+    history = (tmp_path / "history.json").read_bytes()
+    (tmp_path / "history.json").unlink()
+    run(tmp_path, toys, Settings(epochs=1), resume=True)
+    assert (tmp_path / "history.json").read_bytes() == history
+    (tmp_path / "best.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"best\.safetensors: is missing beside last\.safetensors"):
+        run(tmp_path, toys, Settings(epochs=1), resume=True)
 
 
 def test_bad_labels(tmp_path, toys):
@@ -134,40 +155,88 @@ def test_settings_errors(field):
         Settings(**{field: -1})
 
 
+@pytest.mark.parametrize("field", ["epochs", "batch_size", "lr", "patience", "seed", "warmup", "weight_decay"])
+def test_settings_take_numbers_only(field):
+    for bad in ("1", None, *([] if isinstance(getattr(Settings(), field), float) else [1.0])):
+        with pytest.raises(TypeError, match=f"Settings: {field} must be an? "):
+            Settings(**{field: bad})
+
+
+def test_settings_of_numpy_numbers():
+    settings = Settings(seed=np.int64(3), lr=np.float32(0.5), warmup=0)
+    assert json.dumps(dataclasses.asdict(settings)) == json.dumps(
+        dataclasses.asdict(Settings(seed=3, lr=0.5, warmup=0.0))
+    )
+    assert Settings(seed=2**63 - 1).seed == 2**63 - 1
+    with pytest.raises(ValueError, match=r"Settings: seed must be in \[0, 2\*\*63\), got"):
+        Settings(seed=2**63)
+
+
+def test_nan_in_the_validation_jets_is_an_error(tmp_path, toys):
+    p4 = toys[1].p4.copy()
+    p4[2, 5] = np.nan
+    with pytest.raises(FloatingPointError, match="the validation loss became nan"):
+        run(tmp_path, (toys[0], Jets(p4, toys[1].offsets, {}, toys[1].labels)))
+
+
 def test_divergence_is_an_error(tmp_path, toys):
     with pytest.raises(FloatingPointError, match="the loss became"):
         run(tmp_path, toys, Settings(epochs=3, batch_size=50, lr=1e30, warmup=0.0))
 
 
-CHILD = """
+EPOCHS = 40
+CHILD = f"""
 import sys
 sys.path.insert(0, sys.argv[2])
 from fasttag.training import Settings, fit
 from toys import toy_jets
-fit("pfn", toy_jets(1000, 1), toy_jets(400, 2), sys.argv[1], Settings(epochs=12, batch_size=20),
-    config={"phi": [16, 16], "f": [16]}, resume=True, progress=False)
+fit("pfn", toy_jets(1000, 1), toy_jets(400, 2), sys.argv[1],
+    Settings(epochs={EPOCHS}, batch_size=20, patience={EPOCHS}), config={SMALL}, resume=True, progress=False)
 """
 
 
+def history_of(folder: Path) -> list[dict]:
+    path = folder / "history.json"
+    return json.loads(path.read_text())["history"] if path.exists() else []
+
+
+def wait_for_epoch(child: subprocess.Popen, folder: Path, epoch: int) -> float:
+    """The moment at which `epoch` epochs are on disk."""
+    while len(history_of(folder)) < epoch:
+        assert child.poll() is None, f"the child ended before epoch {epoch}"
+        time.sleep(0.002)
+    return time.perf_counter()
+
+
 def kill_and_resume(folder: Path, kills: int, seed: int) -> None:
-    """Run the child, kill it `kills` times at random moments of its training, then let it end."""
+    """Run the child, kill it `kills` times anywhere within an epoch, then let it end."""
     rng = random.Random(seed)
     command = [sys.executable, "-c", CHILD, str(folder), str(Path(__file__).parent)]
     for _ in range(kills):
+        before = history_of(folder)
         child = subprocess.Popen(command)
-        while not folder.exists() and child.poll() is None:
-            time.sleep(0.01)
-        time.sleep(rng.uniform(0.05, 2.0))
-        child.send_signal(signal.SIGKILL)
-        child.wait()
+        first, second = (wait_for_epoch(child, folder, len(before) + n) for n in (1, 2))
+        time.sleep(rng.random() * (second - first))
+        child.kill()
+        assert child.wait() == -signal.SIGKILL  # it was alive
+        after = history_of(folder)
+        assert 2 <= len(after) < EPOCHS
+        assert after[: len(before)] == before  # speeds included: resumed, not begun again
+    killed = history_of(folder)
     subprocess.run(command, check=True)
+    assert history_of(folder)[: len(killed)] == killed
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    for name in ("last.safetensors", "best.safetensors"):
+        assert weights(one, name) == weights(other, name), f"{name} of {other.name}"
 
 
 @pytest.mark.slow
 def test_killed_and_resumed(tmp_path):
     kill_and_resume(tmp_path / "whole", 0, 0)
     kill_and_resume(tmp_path / "killed", 3, 1)
-    assert weights(tmp_path / "whole") == weights(tmp_path / "killed")
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
 
 
 @pytest.mark.soak
@@ -176,4 +245,4 @@ def test_killed_and_resumed_often(tmp_path):
     kill_and_resume(tmp_path / "whole", 0, 0)
     for seed in range(20):
         kill_and_resume(tmp_path / f"killed-{seed}", 3, seed)
-        assert weights(tmp_path / "whole") == weights(tmp_path / f"killed-{seed}"), f"seed {seed}"
+        assert_same_run(tmp_path / "whole", tmp_path / f"killed-{seed}")

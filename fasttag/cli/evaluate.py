@@ -1,7 +1,7 @@
 """Evaluate trained taggers on a file: AUC, accuracy, background rejection, ensembles, plots.
 
 Several runs of one tagger are summarised as in arXiv:1902.09914: the median run and its spread, ensembles of means and
-of medians. Reads the file in chunks, so memory stays bounded.
+of medians; runs of different taggers are listed side by side. Reads the file in chunks, so memory stays bounded.
 """
 
 from __future__ import annotations
@@ -9,22 +9,26 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import io, metrics, models, plots
+from .. import interop, io, metrics, models, plots
 from .._files import replacing
 from ..jets import Jets
 from ..ops import jet_p4, kinematics
+from ._bar import bar
 
 EFFICIENCIES = (0.3, 0.5)
-IMAGE_JETS = 20_000
+CHUNK = 16384
+# per class, for the average images
+IMAGE_JETS = 10_000
 
 
 class Scored(NamedTuple):
-    """Scores (R, J) of R runs, labels (J,) (1 = signal), jet masses (J,) in GeV, and the first jets of the file."""
+    """Scores (R, J) of R runs, labels (J,) (1 = signal), jet masses (J,) in GeV, and the first jets of both classes."""
 
     scores: np.ndarray
     label: np.ndarray
@@ -35,7 +39,13 @@ class Scored(NamedTuple):
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, help="jets with labels, any format that fasttag reads")
     parser.add_argument(
-        "--run", type=Path, nargs="+", required=True, dest="runs", help="folders of runs, or checkpoints"
+        "--run",
+        type=Path,
+        action="append",
+        required=True,
+        dest="runs",
+        metavar="RUN",
+        help="folder of a run, or checkpoint; may be repeated",
     )
     parser.add_argument(
         "--out", type=Path, help="folder for metrics.json and plots (default: evaluation in the first run)"
@@ -43,12 +53,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    for module in ("torch", "safetensors", "matplotlib"):
+        interop.require(module)
     start = time.perf_counter()
-    taggers = [models.load(path / "best.safetensors" if path.is_dir() else path) for path in args.runs]
+    names = run_names(args.runs)
+    taggers = [models.load(_checkpoint(path)) for path in args.runs]
     scored = score_file(taggers, args.file)
     seconds = time.perf_counter() - start
-    numbers = summary(scored)
-    names = [path.name for path in args.runs]
+    numbers = summary(scored, ensembles=len({(tagger.name, tagger.classes) for tagger in taggers}) == 1)
     print(table(names, numbers))
     print(f"{len(scored.label):,} jets scored by {len(taggers)} run(s) in {seconds:.1f} s")
     out = args.out or (args.runs[0] if args.runs[0].is_dir() else args.runs[0].parent) / "evaluation"
@@ -62,39 +74,59 @@ def run(args: argparse.Namespace) -> None:
     print(f"metrics.json and plots: {out}")
 
 
-def score_file(taggers: list[Any], path: Path) -> Scored:
-    """Score every jet of a file, chunk by chunk."""
-    from tqdm import tqdm
+def run_names(paths: list[Path]) -> list[str]:
+    """The last part of each path, or all of it as given where another run has the same. One run twice: ValueError."""
+    twice = [path for path, n in Counter(_checkpoint(path).resolve() for path in paths).items() if n > 1]
+    if twice:
+        raise ValueError(f"evaluate: every run must be given once, got {twice[0]} several times; leave it out")
+    count = Counter(path.name for path in paths)
+    return [path.name if path.name and count[path.name] == 1 else str(path) for path in paths]
 
+
+def _checkpoint(path: Path) -> Path:
+    return path / "best.safetensors" if path.is_dir() else path
+
+
+def score_file(taggers: list[Any], path: Path) -> Scored:
+    """Score every jet of a file, chunk by chunk. ValueError, before any is scored, without jets of both classes."""
     signal = {tagger.signal for tagger in taggers}
     if len(signal) > 1:
         raise ValueError(f"evaluate: all runs must have one signal class, got {sorted(signal)}; evaluate them apart")
+    _check_classes(path, taggers[0].signal)
     scores, labels, masses = [], [], []
     some: list[Jets] = []
-    with tqdm(unit="jet", unit_scale=True, leave=False, disable=None) as bar:
-        for jets in io.iter_read(path, chunk=16384):
-            if "label" not in jets.labels:
-                raise ValueError(
-                    f"evaluate: {path} must have a label 'label', got {list(jets.labels)}; add the classes"
-                )
+    room = [IMAGE_JETS, IMAGE_JETS]
+    with bar() as advance:
+        for jets in io.iter_read(path, chunk=CHUNK):
+            label = (jets.labels["label"] == taggers[0].signal).astype(np.int64)
             scores.append(np.stack([models.score(tagger, jets) for tagger in taggers]))
-            labels.append(jets.labels["label"] == taggers[0].signal)
+            labels.append(label)
             masses.append(kinematics(jet_p4(jets)).mass)
-            if sum(len(part) for part in some) < IMAGE_JETS:
-                some.append(jets)
-            bar.update(len(jets))
-    if not labels:
-        raise ValueError(f"evaluate: {path} must hold jets, got none; give another file")
-    return Scored(
-        np.concatenate(scores, 1),
-        np.concatenate(labels).astype(np.int64),
-        np.concatenate(masses),
-        Jets.concatenate(some),
+            plain = Jets(jets.p4, jets.offsets, {}, {"label": label})
+            for k in (0, 1):
+                some.append(plain[np.flatnonzero(label == k)[: room[k]]])
+                room[k] -= len(some[-1])
+            advance(len(jets))
+    return Scored(np.concatenate(scores, 1), np.concatenate(labels), np.concatenate(masses), Jets.concatenate(some))
+
+
+def _check_classes(path: Path, signal: int) -> None:
+    """Read on until jets of both classes have come: one chunk, unless the file is sorted."""
+    found: set[int] = set()
+    for jets in io.iter_read(path, chunk=CHUNK, columns=()):
+        if "label" not in jets.labels:
+            raise ValueError(f"evaluate: {path} must have a label 'label', got {list(jets.labels)}; add the classes")
+        found |= set(jets.labels["label"].tolist())
+        if signal in found and len(found) > 1:
+            return
+    raise ValueError(
+        f"evaluate: {path} must hold signal (label {signal}) and background, got labels {sorted(found)[:5]}; "
+        "give a file with both"
     )
 
 
-def summary(scored: Scored) -> dict[str, Any]:
-    """All numbers of an evaluation, ready for JSON (infinite rejections become null)."""
+def summary(scored: Scored, *, ensembles: bool = True) -> dict[str, Any]:
+    """All numbers of an evaluation, ready for JSON (infinite ones become null); `ensembles` where runs are several."""
     result: dict[str, Any] = {"jets": scored.label.size, "signal": int(scored.label.sum()), "single_runs": []}
     for score in scored.scores:
         entry: dict[str, Any] = {
@@ -104,7 +136,7 @@ def summary(scored: Scored) -> dict[str, Any]:
         for efficiency in EFFICIENCIES:
             entry[f"rejection_{efficiency}"] = _plain(metrics.background_rejection(score, scored.label, efficiency))
         result["single_runs"].append(entry)
-    if len(scored.scores) > 1:
+    if ensembles and len(scored.scores) > 1:
         result["ensembles"] = {
             str(efficiency): _plain(metrics.ensemble(scored.scores, scored.label, efficiency))
             for efficiency in EFFICIENCIES
@@ -121,18 +153,23 @@ def _plain(value: Any) -> Any:
 
 def table(names: list[str], numbers: dict[str, Any]) -> str:
     """The printed form of `summary`."""
+    width = max(24, *map(len, names))
     lines = [
         f"{numbers['jets']:,} jets, {numbers['signal']:,} signal",
-        f"{'':24s} {'AUC':>8s} {'accuracy':>9s} {'1/eps_B at eps_S=0.3':>22s} {'at 0.5':>16s}",
+        f"{'':{width}s} {'AUC':>8s} {'accuracy':>9s} {'1/eps_B at eps_S=0.3':>22s} {'at 0.5':>16s}",
     ]
     for name, entry in zip(names, numbers["single_runs"]):
         cells = [_rejection(entry[f"rejection_{efficiency}"]) for efficiency in EFFICIENCIES]
-        lines.append(f"{name:24s} {entry['auc']:8.4f} {entry['accuracy']:9.4f} {cells[0]:>22s} {cells[1]:>16s}")
+        lines.append(f"{name:{width}s} {entry['auc']:8.4f} {entry['accuracy']:9.4f} {cells[0]:>22s} {cells[1]:>16s}")
     for kind in ("single", "mean", "median") if "ensembles" in numbers else ():
         found = [numbers["ensembles"][str(efficiency)][kind] for efficiency in EFFICIENCIES]
-        cells = ["inf" if e["value"] is None else f"{e['value']:.0f} +- {e['spread'] or 0:.0f}" for e in found]
-        lines.append(f"{kind + ' (+- spread)':24s} {'':8s} {'':9s} {cells[0]:>22s} {cells[1]:>16s}")
+        cells = ["inf" if e["value"] is None else f"{e['value']:.0f} +- {_spread(e['spread'])}" for e in found]
+        lines.append(f"{kind + ' (+- spread)':{width}s} {'':8s} {'':9s} {cells[0]:>22s} {cells[1]:>16s}")
     return "\n".join(lines)
+
+
+def _spread(spread: float | None) -> str:
+    return "inf" if spread is None else f"{spread:.0f}"
 
 
 def _rejection(r: dict[str, Any]) -> str:
@@ -144,7 +181,7 @@ def figures(names: list[str], scored: Scored) -> dict[str, Any]:
     first = scored.scores[0]
     return {
         "roc": plots.roc_curves({name: (score, scored.label) for name, score in zip(names, scored.scores)}),
-        "images": plots.average_images(scored.some, scored.label[: len(scored.some)]),
+        "images": plots.average_images(scored.some),
         "scores": plots.score_histogram(first, scored.label),
         "sculpting": plots.mass_sculpting(first, scored.label, scored.mass),
     }

@@ -8,7 +8,7 @@ import os
 import platform
 
 from .. import __version__, get_threads, interop
-from ..backends import backends
+from .._backends import backends
 
 PACKAGES = (
     *("numpy", "numba", "llvmlite", "h5py", "hdf5plugin", "torch", "triton", "cupy-cuda12x", "cupy-cuda13x"),

@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from .. import io, models, training
+from .. import interop, io, models, training
 from ..jets import Jets
 
 HELP = {
@@ -22,11 +22,10 @@ HELP = {
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("train", type=Path, nargs="+", help="training jets, any format that fasttag reads")
-    parser.add_argument("--val", type=Path, nargs="+", required=True, help="validation jets")
+    parser.add_argument("--val", type=Path, action="append", required=True, help="validation jets; may be repeated")
     parser.add_argument("--model", required=True, choices=models.available())
     parser.add_argument("--out", type=Path, help="folder of the run (default runs/MODEL)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, if there is one")
-    parser.add_argument("--device", default="cpu", help="torch device")
     for field in dataclasses.fields(training.Settings):
         option = "--" + field.name.replace("_", "-")
         parser.add_argument(
@@ -39,10 +38,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     settings = training.Settings(**{f.name: getattr(args, f.name) for f in dataclasses.fields(training.Settings)})
+    for module in ("torch", "safetensors", "tqdm"):
+        interop.require(module)
     folder = args.out or Path("runs") / args.model
     train, val = _read(args.train), _read(args.val)
     print(f"{args.model}: {len(train):,} training jets, {len(val):,} validation jets; run in {folder}")
-    training.fit(args.model, train, val, folder, settings, resume=args.resume, device=args.device)
+    training.fit(args.model, train, val, folder, settings, resume=args.resume)
     print(f"best weights: {folder / 'best.safetensors'}")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fasttag_kernels.pixelate import pixelate as _pixelate
+from fasttag_kernels.pixelate import images
 
 CHARGED = (11, 13, 211, 321, 2212)  # of all ids tried on EnergyFlow 1.4.0 the only ones it counts
 
@@ -38,21 +38,12 @@ def pixelate(
     if needed == 4:
         kind[:] = np.isin(np.abs(jet[:, 3]), CHARGED)
     pt, y, phi = np.ascontiguousarray(jet[:, :3].T)
-    image = _pixelate(
-        pt,
-        y,
-        phi,
-        np.array([0, len(jet)]),
-        kind=kind,
-        npix=npix,
-        half_width=img_width / 2,
-        center="pixel",
-        rotate=False,
-        flip=False,
-        normalize=norm,
-        wrap=False,
-        channels=("pt", "n_track")[:nb_chan],
-    )[0].transpose(1, 2, 0)
+    channels, half_width = ("pt", "n_track")[:nb_chan], img_width / 2
+    offsets = np.array([0, len(jet)])
+    found = images(
+        pt, y, phi, offsets, kind, npix, half_width, "pixel", False, False, norm, False, channels, None, None
+    )
+    image = found[0].transpose(1, 2, 0)
     if norm and not image[..., 0].any():
         raise FloatingPointError("pixelate: no particle inside the window")
     return image

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import os
 from collections.abc import Iterator
@@ -23,6 +24,8 @@ def parsing(path: str | os.PathLike) -> Iterator[None]:
     except MemoryError as error:
         raise CorruptFileError(f"{path}: the sizes it declares do not fit into memory") from error
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            raise
         raise CorruptFileError(f"{path}: {type(error).__name__}: {error}") from error
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib
 import json
+import operator
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from ..errors import CheckpointError
 from ..jets import Jets
 
 if TYPE_CHECKING:
+    import torch
+
     from ._tagger import Tagger
 
 _REGISTRY = {"cnn": "cnn:CNN", "efn": "efn:EFN", "pfn": "pfn:PFN"}
@@ -40,15 +43,23 @@ def build(name: str, **config: Any) -> Tagger:
 
 
 def save(model: Tagger, path: str | os.PathLike[str]) -> None:
-    """Write weights (safetensors) with name, configuration, classes and signal in the header; atomic."""
+    """Write weights (safetensors) with name, configuration, classes and signal in the header; atomic.
+
+    Raises ValueError for a model that `build` or `load` did not make: its configuration is not known.
+    """
     from ..training import write_tensors
 
     write_tensors(path, dict(model.state_dict()), {"model": describe(model)})
 
 
 def describe(model: Tagger) -> dict[str, Any]:
-    """What `load` needs to rebuild a model besides its weights."""
-    return {"name": model.name, "config": model.config, "classes": list(model.classes), "signal": model.signal}
+    """What `load` needs to rebuild a model besides its weights, as JSON gives it back (lists, not tuples)."""
+    if not hasattr(model, "name"):
+        raise ValueError(
+            f"save: model must come from models.build, got {type(model).__name__} made directly; build it by name"
+        )
+    found = {"name": model.name, "config": model.config, "classes": model.classes, "signal": model.signal}
+    return json.loads(json.dumps(found, default=operator.index))  # index: NumPy integers
 
 
 def load(path_or_state_dict: Any, name: str | None = None, **config: Any) -> Tagger:
@@ -86,14 +97,29 @@ def load(path_or_state_dict: Any, name: str | None = None, **config: Any) -> Tag
 
 
 def score(model: Tagger, jets: Jets, *, batch_size: int = 1024) -> np.ndarray:
-    """Signal probability (J,) float32 of each jet: softmax of the logits, column `model.signal`. No gradients."""
+    """Signal probability (J,) float32 of each jet: softmax of the logits, column `model.signal`. No gradients.
+
+    A jet with NaN or inf in p4 gives NaN. Raises ValueError for a batch_size below 1, ImportError without torch.
+    """
+    interop.require("torch")
+    if batch_size < 1:
+        raise ValueError(f"score: batch_size must be 1 or more, got {batch_size}; 1024 is usual")
+    out = np.empty(len(jets), np.float32)
+    for part, logits in _logits(model, jets, batch_size):
+        out[part] = logits.softmax(1)[:, model.signal].cpu().numpy()
+    return out
+
+
+def _logits(model: Tagger, jets: Jets, batch_size: int = 1024) -> Iterator[tuple[slice, torch.Tensor]]:
+    """The slice of each batch and its logits, in evaluation mode, without gradients."""
     torch = interop.require("torch")
     training = model.training
     model.eval()
-    out = np.empty(len(jets), np.float32)
-    with torch.inference_mode():
+    try:
         for a in range(0, len(jets), batch_size):
-            logits = model(jets[a : a + batch_size])
-            out[a : a + batch_size] = logits.softmax(1)[:, model.signal].cpu().numpy()
-    model.train(training)
-    return out
+            part = slice(a, a + batch_size)
+            with torch.inference_mode():
+                logits = model(jets[part])
+            yield part, logits
+    finally:
+        model.train(training)

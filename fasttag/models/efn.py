@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch.nn.functional import relu_
 
-from ..features import Inputs, energy_flow
-from ._deep_sets import sum_latent
-from ._tagger import Tagger, mlp
+from ._deep_sets import DeepSets
 
 
-class EFN(Tagger):
+class EFN(DeepSets):
     """Energy flow network, arXiv:1810.05165, eq. (1.1): F(sum_i z_i Phi(y_i, phi_i)); 82,358 parameters.
 
     Safe against infrared and collinear emission: splitting a constituent into collinear parts changes nothing.
@@ -21,18 +17,7 @@ class EFN(Tagger):
     Input: `features.energy_flow`, padding-free. Differentiable in the weights and in p4.
     """
 
-    recipe = staticmethod(energy_flow)
+    columns = 2
 
-    def __init__(
-        self,
-        phi: Sequence[int] = (100, 100, 256),
-        f: Sequence[int] = (100, 100, 100),
-        classes: Sequence[str] = ("QCD", "top"),
-        signal: int = 1,
-    ) -> None:
-        super().__init__(classes, signal)
-        self.phi = mlp(2, *phi)
-        self.f = mlp(phi[-1], *f, len(classes))
-
-    def forward(self, inputs: Inputs) -> torch.Tensor:
-        return self.f(sum_latent(inputs, lambda x: x[:, :1] * relu_(self.phi(x[:, 1:]))))
+    def latent(self, x: torch.Tensor) -> torch.Tensor:
+        return x[:, :1] * relu_(self.phi(x[:, 1:]))

@@ -72,6 +72,14 @@ def check_floats(op: str, **arrays: Any) -> None:
         raise TypeError(f"{op}: all floats must share one dtype, got {listed}; convert one")
 
 
+def check_integer(op: str, name: str, value: Any, least: int, hint: str) -> None:
+    """An integer of any library (no bool) of at least `least`."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{op}: {name} must be an integer, got {value!r}; {hint}")
+    if value < least:
+        raise ValueError(f"{op}: {name} must be {least} or more, got {value}; {hint}")
+
+
 def check_offsets(op: str, offsets: Any) -> None:
     """The shape and dtype of offsets; their values are checked by `check_offset_values`, outside any tracing."""
     if dtype_of(offsets) != "int64":

@@ -34,9 +34,9 @@ def resolve(op: str, threads: int | None) -> int:
 
 
 def _checked(op: str, threads: int) -> int:
-    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
+    if isinstance(threads, bool) or not hasattr(threads, "__index__") or threads < 1:
         raise ValueError(f"{op}: threads must be a positive integer, got {threads!r}; 1 is serial")
-    return threads
+    return int(threads)
 
 
 def over(count: int, threads: int, kernel: Callable[..., None], *arguments: object) -> None:

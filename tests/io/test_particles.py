@@ -1,5 +1,6 @@
 """ROOT trees and Parquet files with the names of JetClass."""
 
+import awkward as ak
 import io_files
 import numpy as np
 import pytest
@@ -45,7 +46,6 @@ def test_parquet_as_others_write_it(tmp_path, options):
 
 
 def test_parquet_by_awkward(tmp_path):
-    ak = pytest.importorskip("awkward")
     parts, flat = io_files.branches(MADE)
     record = ak.zip({name: ak.unflatten(v, MADE.counts) for name, v in parts.items()} | flat, depth_limit=1)
     ak.to_parquet(record, tmp_path / "jets.parquet", row_group_size=100)

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import fasttag
 from fasttag_kernels.kinematics.reference import kinematics
 from fasttag_kernels.pixelate import CHANNELS, pixelate
 
@@ -126,10 +127,25 @@ def test_wrapping_is_for_jets_across_pi(jet):
     for center in ("centroid", "pixel"):
         options = {"center": center, "rotate": False, "flip": False, "npix": 41}
         near = image(jet.T, **options)
-        assert (image(jet.T, wrap=False, **options) == near).all()
         across = np.transpose([pt, eta, (phi + 2 * np.pi) % (2 * np.pi)])
         if center == "centroid":
             np.testing.assert_allclose(image(across, **options), near, rtol=1e-12, atol=1e-15)
+
+
+def test_jets_take_options_by_name_and_kinds_from_their_column(jets64):
+    with pytest.raises(TypeError, match="pixelate: options must be given by name"):
+        fasttag.pixelate(jets64, 33)
+    muons = fasttag.pixelate(jets64, channels=("n_muon",))
+    assert muons.sum() == (jets64.columns["kind"] == 3).sum()  # all of them are in the window
+    every = fasttag.pixelate(jets64, kind=np.full_like(jets64.columns["kind"], 3), channels=("n_muon",))
+    assert every.sum() > 2900
+
+
+def test_a_leading_constituent_without_pt_is_no_landmark():
+    """phi is unwrapped around a constituent that has a direction: here phi = 0 of the first would split the jet."""
+    split = image([[0, 0, 0.0], [1, 0.2, 3.1], [1, 0.2, -3.1]])
+    np.testing.assert_array_equal(split, image([[1, 0.2, 3.1], [1, 0.2, -3.1]]))
+    assert np.count_nonzero(split) == 2
 
 
 KINDS = np.array([0, 1, 2, 3, 4, 1], np.int8)
@@ -215,11 +231,19 @@ def test_dtype_of_the_image(dtype):
         ({"half_width": np.nan}, ValueError, "half_width must be positive and finite, got nan"),
         ({"center": "jet"}, ValueError, 'center must be "centroid", "pixel" or None, got \'jet\''),
         ({"center": "pixel"}, ValueError, 'center must be "centroid" or None to rotate or flip, got "pixel"'),
-        ({"channels": ()}, ValueError, "channels must be some of pt, pt_neutral, pt_track, n_track, n_muon, got []"),
-        ({"channels": ("pt", "e")}, ValueError, "channels must be some of pt, pt_neutral, "),
+        ({"npix": 33.9}, TypeError, "npix must be an integer, got 33.9"),
+        ({"npix": True}, TypeError, "npix must be an integer, got True"),
+        ({"half_width": None}, ValueError, "half_width must be positive and finite, got None"),
+        ({"channels": None}, ValueError, "channels must be a tuple of pt, "),
+        ({"channels": ()}, ValueError, "channels must be a tuple of pt, pt_neutral, pt_track, n_track, n_muon, got ()"),
+        ({"channels": ("pt", "e")}, ValueError, "channels must be a tuple of pt, pt_neutral, "),
         ({"channels": ("n_muon",)}, ValueError, "kind must be given for channels ['n_muon'], got None"),
-        ({"kind": np.array([5], np.int8)}, ValueError, "kind must lie in 0..4, got 5..5; drop or relabel"),
-        ({"kind": np.array([-1], np.int8)}, ValueError, "kind must lie in 0..4, got -1..-1"),
+        (
+            {"kind": np.array([5], np.int8), "channels": ("n_muon",)},
+            ValueError,
+            "kind must lie in 0..4, got 5..5",
+        ),
+        ({"kind": np.array([-1], np.int8), "channels": ("n_muon",)}, ValueError, "kind must lie in 0..4, got -1..-1"),
         ({"kind": np.array([1])}, TypeError, "kind must be int8, got int64; convert it"),
         ({"kind": np.zeros(2, np.int8)}, ValueError, "kind must have the shape of pt, (1,), got (2,)"),
         ({"eta": np.ones(2)}, ValueError, "eta must have the shape of pt, (1,), got (2,)"),
@@ -240,8 +264,7 @@ def test_refuses_blocks():
         pixelate(*[np.ones((1, 1))] * 3, np.array([0, 1]))
 
 
-@pytest.mark.parametrize("wrap", [True, False])
-def test_energyflow(jets64, wrap):
+def test_energyflow(jets64):
     """EnergyFlow bins (pt, eta, phi) as they are: phi is unwrapped around the jet axis beforehand."""
     with np.load(Path(__file__).parent.parent / "data" / "pixelate_energyflow.npz") as f:
         golden, npix, half_width = f["images"], int(f["npix"]), float(f["img_width"]) / 2
@@ -249,6 +272,6 @@ def test_energyflow(jets64, wrap):
     px, py, *_ = np.add.reduceat(jets64.p4.astype(float), jets64.offsets[:-1], axis=1)
     axis = np.repeat(np.arctan2(py, px), jets64.counts)
     phi = axis + (phi - axis + np.pi) % (2 * np.pi) - np.pi
-    options = {"center": "pixel", "rotate": False, "flip": False, "npix": npix, "half_width": half_width, "wrap": wrap}
+    options = {"center": "pixel", "rotate": False, "flip": False, "npix": npix, "half_width": half_width}
     difference = np.abs(pixelate(pt, eta, phi, jets64.offsets, **options)[:, 0] - golden[..., 0])
     assert np.count_nonzero(difference > 1e-12) == 0, "no constituent of these jets is on a pixel edge"

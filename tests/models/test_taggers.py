@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from fasttag import CheckpointError, Jets, models
+from fasttag_kernels.kinematics.reference import kinematics
+from fasttag_kernels.pixelate.reference import pixelate
 
 PARAMETERS = {"pfn": 82_458, "efn": 82_358, "cnn": 609_666}
 
@@ -35,6 +37,11 @@ def padded_energy_flow(jets: Jets) -> tuple[torch.Tensor, torch.Tensor]:
     dphi = torch.remainder(phi - phi[:, :1] + math.pi, 2 * math.pi) - math.pi
     centred = [a - (z * a).sum(1, keepdim=True) for a in (y, dphi)]
     return torch.stack([z, *centred], 2) * valid[..., None], valid
+
+
+def plain_image(jets: Jets) -> tuple[torch.Tensor, None]:
+    pt, _, eta, phi, _ = kinematics(jets.p4)
+    return torch.from_numpy(pixelate(pt, eta, phi, jets.offsets)), None
 
 
 def dense(model: nn.Sequential, x: torch.Tensor) -> torch.Tensor:
@@ -85,8 +92,7 @@ def test_equals_plain_padded_torch(name, jets64):
     nn.functional.cross_entropy(logits, target).backward()
     gradients = [p.grad.clone() for p in model.parameters()]
     model.zero_grad()
-    inputs = (type(model).recipe(jets.astype("float64").to(library="torch")), None)
-    expected = PLAIN[name](model, *(inputs if name == "cnn" else padded_energy_flow(jets)))
+    expected = PLAIN[name](model, *(plain_image if name == "cnn" else padded_energy_flow)(jets))
     nn.functional.cross_entropy(expected, target).backward()
     assert (logits - expected).abs().max() < 1e-10 * expected.abs().max()
     largest = max(p.grad.abs().max() for p in model.parameters())
@@ -94,10 +100,18 @@ def test_equals_plain_padded_torch(name, jets64):
         assert (mine - parameter.grad).abs().max() < 1e-10 * largest
 
 
+@pytest.fixture(params=[1, 2])
+def torch_threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("name", PARAMETERS)
-def test_inference_in_blocks_equals_training_forward(name, jets64):
+def test_inference_equals_training_forward(name, jets64, torch_threads):
     model = build(name)
-    jets = Jets.concatenate([jets64] * (1 if name == "cnn" else 3))  # several blocks of constituents
+    jets = Jets.concatenate([jets64] * (1 if name == "cnn" else 3))  # with one thread: several blocks of constituents
     scores = models.score(model, jets, batch_size=100)
     expected = model(jets).softmax(1)[:, 1].detach().numpy()
     assert np.abs(scores - expected).max() < 1e-6  # scores are float32
@@ -132,6 +146,54 @@ def test_efn_is_collinear_safe_and_pfn_is_not(jets64):
     with torch.no_grad():
         assert (efn(jets) - efn(split_collinearly(jets))).abs().max() < 1e-10
         assert (pfn(jets) - pfn(split_collinearly(jets))).abs().max() > 0.1
+
+
+def with_constituent(jets: Jets, p4: list[float], first: bool) -> Jets:
+    """One more in every jet, before or behind the others."""
+    where = jets.offsets[:-1] if first else jets.offsets[1:]
+    return Jets(np.insert(jets.p4, where, np.array(p4)[:, None], axis=1), jets.offsets + np.arange(len(jets) + 1))
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("p4", [[0, 0, 0, 0], [0, 0, 700, 700], [0, 0, -3, 3], [0, 0, 3, 5]], ids=str)
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_constituent_without_pt(name, p4, first, jets64):
+    model = build(name)
+    jets = jets64[:8].compact().astype("float64")
+    hidden = []
+    layer = model.head if name == "cnn" else model.f
+    layer.register_forward_pre_hook(lambda _, args: hidden.append(args[0]))
+    with torch.no_grad():
+        model(jets)
+        model(with_constituent(jets, p4, first))
+        added = torch.relu(dense(model.phi, torch.zeros(3).double())) if name == "pfn" else 0  # Phi(0, 0, 0)
+    assert (hidden[1] - hidden[0] - added).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_nan_gives_nan(name, jets64):
+    jets = jets64[:4].compact()
+    model = models.build(name)
+    expected = models.score(model, jets)
+    for bad in (np.nan, np.inf):
+        for row in range(4):
+            p4 = jets.p4.copy()
+            p4[row, jets.offsets[1] + 2] = bad
+            scores = models.score(model, Jets(p4, jets.offsets))
+            assert np.isnan(scores).tolist() == [False, True, False, False]
+            np.testing.assert_allclose(scores[[0, 2, 3]], expected[[0, 2, 3]], rtol=1e-5)
+
+
+def test_score_errors(jets64):
+    with pytest.raises(ValueError, match="score: batch_size must be 1 or more, got 0"):
+        models.score(models.build("pfn"), jets64, batch_size=0)
+
+
+def test_score_leaves_the_mode_alone(jets64):
+    model = models.build("pfn")
+    for training in (True, False):
+        models.score(model.train(training), jets64)
+        assert model.training is training
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
@@ -195,6 +257,13 @@ def test_load_errors(tmp_path):
     save_file(dict(model.state_dict()), path)
     with pytest.raises(CheckpointError, match="no description of the model"):
         models.load(path)
+
+
+def test_save_needs_a_model_made_by_name(tmp_path):
+    from fasttag.models.pfn import PFN
+
+    with pytest.raises(ValueError, match=r"save: model must come from models\.build, got PFN made directly"):
+        models.save(PFN(), tmp_path / "model.safetensors")
 
 
 def test_build_errors():

@@ -31,8 +31,8 @@ def kinematics(p4: Any, *, threads: int | None = None) -> Kinematics:
     Returns
     -------
     Kinematics(pt, rapidity, eta, phi, mass), each (N,) in the dtype of `p4`.
-    Degenerate input: pt = 0 gives phi = 0, eta = +-1e5 and, where also E = |pz|, rapidity = +-(1e5 + |pz|), as in
-    FastJet. NaN and inf give non-finite or meaningless values in that column only.
+    Degenerate input: pt = 0 gives phi = 0, eta = +-1e5 and, where also E <= |pz|, rapidity = +-(1e5 + |pz|), as in
+    FastJet. A four-vector with NaN or inf in it gives NaN in all five.
 
     Raises
     ------

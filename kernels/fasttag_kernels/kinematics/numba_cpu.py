@@ -40,14 +40,16 @@ def _kinematics(first, last, px, py, pz, e, out):
             m2 = max((block[E, i] + z) * (block[E, i] - z) - pt2, 0.0)
             pt = math.sqrt(pt2)
             along = pt == 0.0
+            size_of_all = abs(block[PX, i]) + abs(block[PY, i]) + abs(z) + abs(block[E, i])
+            nothing = 0.0 if size_of_all < np.inf else np.nan  # log and atan2 give finite numbers for NaN and inf
             rapidity = log((block[E, i] + abs(z)) / math.sqrt(pt2 + m2))
-            rapidity = ALONG_BEAM + abs(z) if along and block[E, i] == abs(z) else rapidity
+            rapidity = ALONG_BEAM + abs(z) if along and block[E, i] <= abs(z) else rapidity
             eta = ALONG_BEAM if along else log((math.sqrt(pt2 + z * z) + abs(z)) / pt)
-            block[RAPIDITY, i] = -rapidity if z < 0.0 else rapidity
-            block[ETA, i] = -eta if z < 0.0 else eta
-            block[PHI, i] = 0.0 if along else atan2(block[PY, i], block[PX, i])
-            block[PT, i] = pt
-            block[MASS, i] = math.sqrt(m2)
+            block[RAPIDITY, i] = (-rapidity if z < 0.0 else rapidity) + nothing
+            block[ETA, i] = (-eta if z < 0.0 else eta) + nothing
+            block[PHI, i] = (0.0 if along else atan2(block[PY, i], block[PX, i])) + nothing
+            block[PT, i] = pt + nothing
+            block[MASS, i] = math.sqrt(m2) + nothing
         for q in range(5):
             for i in range(size):
                 out[q, start + i] = block[PT + q, i]

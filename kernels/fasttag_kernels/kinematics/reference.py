@@ -12,10 +12,11 @@ def kinematics(p4):
         m2 = np.maximum((e + pz) * (e - pz) - pt**2, 0.0)
         sign = np.where(pz < 0, -1.0, 1.0)
         rapidity = sign * np.log((e + np.abs(pz)) / np.sqrt(pt**2 + m2))
-        rapidity = np.where((pt == 0) & (e == np.abs(pz)), sign * (ALONG_BEAM + np.abs(pz)), rapidity)
+        rapidity = np.where((pt == 0) & (e <= np.abs(pz)), sign * (ALONG_BEAM + np.abs(pz)), rapidity)
         eta = np.where(pt == 0, sign * ALONG_BEAM, np.arcsinh(pz / pt))
         phi = np.where(pt == 0, 0.0, np.arctan2(py, px))
-    return pt, rapidity, eta, phi, np.sqrt(m2)
+    finite = np.isfinite(px) & np.isfinite(py) & np.isfinite(pz) & np.isfinite(e)
+    return tuple(np.where(finite, x, np.nan) for x in (pt, rapidity, eta, phi, np.sqrt(m2)))
 
 
 def kinematics_backward(gradient, p4):

@@ -38,10 +38,7 @@ def pad(values: Any, offsets: Any, length: int, *, truncate: bool = False, threa
     _dispatch.check_offsets("pad", offsets)
     if values.ndim != 2:
         raise ValueError(f"pad: values must have shape (F, N), got {tuple(values.shape)}; use values[None] for one row")
-    if isinstance(length, bool) or not hasattr(length, "__index__"):
-        raise TypeError(f"pad: length must be an integer, got {length!r}; give the number of slots per jet")
-    if length < 0:
-        raise ValueError(f"pad: length must be 0 or more, got {length}; give the number of slots per jet")
+    _dispatch.check_integer("pad", "length", length, 0, "give the number of slots per jet")
     return _dispatch.call("pad", values, offsets, int(length), bool(truncate), threads=threads)
 
 

@@ -1,5 +1,6 @@
 """Jet images."""
 
+import numbers
 from typing import Any
 
 from .. import _dispatch
@@ -28,7 +29,6 @@ def pixelate(
     rotate: bool = True,
     flip: bool = True,
     normalize: bool = True,
-    wrap: bool = True,
     channels: tuple[str, ...] = ("pt",),
     dtype: Any = None,
     threads: int | None = None,
@@ -45,7 +45,8 @@ def pixelate(
     4. sum pt (or count) in npix x npix square pixels over [-half_width, half_width), dropping what falls outside;
     5. `normalize`: divide the pt channels by the pt of all constituents inside the window; counts stay raw.
 
-    Coordinates are evaluated in float64 whatever the input. Constituents with pt <= 0 count nothing.
+    Differences of phi are taken in [-pi, pi); only center=None takes phi as it is. Coordinates are evaluated in float64
+    whatever the input. Constituents with pt <= 0 count nothing.
 
     Parameters
     ----------
@@ -54,7 +55,6 @@ def pixelate(
     kind : (N,) int8, needed by every channel but "pt": 0 neutral hadron, 1 charged hadron, 2 electron, 3 muon,
         4 photon.
     npix : pixels per side, P >= 1.  half_width : half the side of the window, > 0.
-    wrap : take phi differences modulo 2 pi, in [-pi, pi). Only center=None leaves phi as it is.
     channels : any of "pt", "pt_neutral" (kinds 0, 4), "pt_track" (1, 2, 3), "n_track" (1, 2, 3), "n_muon" (3).
     dtype : "float32", "float64" or None for the dtype of `pt`.
     threads : CPU threads, default `set_threads`.
@@ -78,6 +78,29 @@ def pixelate(
            [0., 1., 0.],
            [0., 0., 0.]])
     """
+    return images(
+        pt, eta, phi, offsets, kind, npix, half_width, center, rotate, flip, normalize, True, channels, dtype, threads
+    )
+
+
+def images(
+    pt: Any,
+    eta: Any,
+    phi: Any,
+    offsets: Any,
+    kind: Any,
+    npix: int,
+    half_width: float,
+    center: str | None,
+    rotate: bool,
+    flip: bool,
+    normalize: bool,
+    wrap: bool,
+    channels: tuple[str, ...],
+    dtype: Any,
+    threads: int | None,
+) -> Any:
+    """`pixelate` for those who have to leave differences of phi unwrapped, as EnergyFlow does."""
     present = {"pt": pt, "eta": eta, "phi": phi, "offsets": offsets} | ({} if kind is None else {"kind": kind})
     _dispatch.check_arrays("pixelate", **present)
     _dispatch.check_floats("pixelate", pt=pt, eta=eta, phi=phi)
@@ -92,10 +115,9 @@ def pixelate(
         raise ValueError(f"pixelate: pt must have shape (N,), got {tuple(pt.shape)}; flatten it")
     if kind is not None and _dispatch.dtype_of(kind) != "int8":
         raise TypeError(f"pixelate: kind must be int8, got {_dispatch.dtype_of(kind)}; convert it")
-    if npix < 1:
-        raise ValueError(f"pixelate: npix must be 1 or more, got {npix}; 40 is usual")
-    if not 0 < half_width < float("inf"):
-        raise ValueError(f"pixelate: half_width must be positive and finite, got {half_width}; 0.8 is usual")
+    _dispatch.check_integer("pixelate", "npix", npix, 1, "40 is usual")
+    if not isinstance(half_width, numbers.Real) or not 0 < half_width < float("inf"):
+        raise ValueError(f"pixelate: half_width must be positive and finite, got {half_width!r}; 0.8 is usual")
     if center not in CENTERS:
         raise ValueError(f'pixelate: center must be "centroid", "pixel" or None, got {center!r}; choose one')
     if center == "pixel" and (rotate or flip):
@@ -103,11 +125,14 @@ def pixelate(
             'pixelate: center must be "centroid" or None to rotate or flip, got "pixel"; '
             "pass rotate=False, flip=False for EnergyFlow's fixed pixels"
         )
-    unknown = [name for name in channels if name not in CHANNELS]
-    if unknown or not channels:
-        raise ValueError(f"pixelate: channels must be some of {', '.join(CHANNELS)}, got {list(channels)}; rename them")
-    if kind is None and any(CHANNELS[name][0] is not None for name in channels):
-        raise ValueError(f"pixelate: kind must be given for channels {list(channels)}, got None; pass the kinds")
+    if not isinstance(channels, (tuple, list)) or not channels or not set(channels) <= set(CHANNELS):
+        raise ValueError(f"pixelate: channels must be a tuple of {', '.join(CHANNELS)}, got {channels!r}; rename them")
+    if all(CHANNELS[name][0] is None for name in channels):
+        kind = None
+    elif kind is None:
+        raise ValueError(
+            f"pixelate: kind must be given for channels {list(channels)}, got None; pass kind=, or Jets that have it"
+        )
     name = _dispatch.dtype_of(pt) if dtype is None else str(dtype).removeprefix("torch.")
     name = getattr(dtype, "__name__", name) if isinstance(dtype, type) else name
     if name not in _dispatch.FLOATS:

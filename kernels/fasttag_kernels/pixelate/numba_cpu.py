@@ -46,8 +46,11 @@ def _pixelate(
             out[j : min(j + AT_ONCE, last)] = 0
         if n == 0:
             continue
-        eta0 = 0.0 if center == NONE else float(eta[start])
-        phi0 = 0.0 if center == NONE else float(phi[start])
+        lead = start
+        while lead + np.uint64(1) < start + n and not pt[lead] > 0:
+            lead += np.uint64(1)
+        eta0 = 0.0 if center == NONE else float(eta[lead])
+        phi0 = 0.0 if center == NONE else float(phi[lead])
         for i in range(n):
             jet[W, i] = 0.0 if pt[start + i] <= 0 else pt[start + i]
         for i in range(n):

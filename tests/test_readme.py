@@ -1,0 +1,24 @@
+"""What README.md says of operations and taggers is what the table and the models say."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import fasttag
+from fasttag_kernels import TABLE
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+
+
+def test_operations():
+    rows = re.findall(r"^\| `(\w+)` \|.*\| (\w[\w ]*) \| (not yet|\w+) \| (-|`[^|]*`) \|$", README, re.M)
+    gradients = {op: ", ".join(f"`{name}`" for name in row["gradients"]) or "-" for op, row in TABLE.items()}
+    assert {tuple(row["backends"]) for row in TABLE.values()} == {("numba",)}
+    assert rows == [(op, "Numba", "not yet", gradients[op]) for op in TABLE]
+
+
+def test_taggers():
+    rows = dict(re.findall(r"^\| `(\w+)` \| ([\d,]+) \|", README, re.M))
+    count = lambda name: sum(p.numel() for p in fasttag.models.build(name).parameters())
+    assert rows == {name: f"{count(name):,}" for name in fasttag.models.available()}
