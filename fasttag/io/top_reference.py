@@ -34,7 +34,7 @@ LABELS = {
 DTYPES = tuple(map(np.dtype, ("f4", "f8", "i4", "i8")))
 MAX_COLUMNS = 1 << 16
 # some MB stay in cache between reading and converting; two such blocks are alive at a time
-BLOCK_BYTES = 8 << 20
+BLOCK_BYTES = 4 << 20
 
 # which matrix of a frame, and what to take from its second axis
 _Place = tuple[int, Any]

@@ -15,8 +15,9 @@ from ._tagger import Tagger, mlp
 # Constituents per block in inference with one thread: 2048 x 256 floats are 2 MB, so that activations stay in the
 # second-level cache and their memory is used again. Measured on an Intel Xeon (AVX-512, 2 cores), 512 jets of 46
 # constituents, medians: PFN 40.8 us per jet in one piece, 33.3 in blocks (4096: 32.9, 8192: 32.6); EFN 71.9 and 37.4
-# (38.9, 46.4). With more threads every block adds parallel regions that wait for the slowest core: 2 threads beside
-# another busy process, EFN 172 us in one piece, 657 in blocks (4096: 453, 8192: 238); hence one piece there.
+# (38.9, 46.4). With more threads every block adds parallel regions that wait for the slowest core. 2 threads, EFN: on
+# an idle machine 41.4 in one piece and 22.9 in blocks, beside one busy process 172 and 657 (4096: 453, 8192: 238); one
+# piece there, since the loss is the larger.
 BLOCK = 2048
 
 
