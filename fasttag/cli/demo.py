@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> None:
     print(f"{trained}\n\n{table(['PFN'], numbers)}")
     report = args.out / "report.html"
     history = training.read_tensors(args.out / "last.safetensors")[1]["history"]
-    pictures = {"history": plots.history(history), **figures(["PFN"], scored), "images": plots.average_images(jets)}
+    pictures = {"history": plots.history(history), **figures(["PFN"], scored._replace(some=jets))}
     with replacing(report) as part:
         Path(part).write_text(
             page(read, timings, f"{trained} on {len(train):,} jets", table(["PFN"], numbers), pictures)
@@ -91,9 +91,7 @@ def measure(jets: Jets) -> list[Timing]:
     model = models.build("pfn").eval()
     inputs = features.energy_flow(jets.to(library="torch"))
     some = inputs._replace(x=inputs.x[: offsets[512]], offsets=inputs.offsets[:513], offsets_host=offsets[:513])
-    padded, valid = map(
-        torch.from_numpy, pad(np.ascontiguousarray(some.x.numpy().T), some.offsets_host, LENGTH, truncate=True)
-    )
+    padded, valid = map(torch.from_numpy, pad(some.x.numpy().T, some.offsets_host, LENGTH))
 
     def ours() -> Any:
         with torch.inference_mode():
