@@ -37,7 +37,7 @@ bench-smoke: $(STAMP)
 	$(BIN)/pytest benchmarks --benchmark-only --benchmark-disable-gc --benchmark-quiet --smoke -q
 
 # writes benchmarks/results/<machine>.json and the tables of README.md
-bench: $(STAMP) .venv-peers/.installed
+bench: $(STAMP) .venv-peers/.installed .venv-core/.installed
 	$(BIN)/pytest benchmarks --benchmark-only --benchmark-disable-gc --benchmark-quiet --save
 	$(BIN)/python benchmarks/render.py > /dev/null
 
@@ -46,5 +46,11 @@ bench: $(STAMP) .venv-peers/.installed
 	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r benchmarks/peers-requirements.txt
 	touch $@
 
+# only what the core needs, to time a cold start
+.venv-core/.installed: pyproject.toml setup.cfg constraints.txt
+	$(PYTHON) -m venv .venv-core
+	.venv-core/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
 clean:
-	rm -rf $(VENV) .venv-peers build dist *.egg-info
+	rm -rf $(VENV) .venv-peers .venv-core build dist *.egg-info

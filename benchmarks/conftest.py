@@ -91,7 +91,7 @@ def machine(request: pytest.FixtureRequest, child: peers.Child | None) -> dict[s
         "date": date.today().isoformat(),
         "versions": {"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in ("numpy", "numba", "torch")}
-        | {name: child.version(name) for name in ("EnergyFlow", "pandas") if child},
+        | {name: child.version(name) for name in ("EnergyFlow", "dcor", "pandas", "weaver-core") if child},
     }
     request.config.stash[RESULTS]["machine"] = found
     return found
@@ -139,7 +139,7 @@ def compare(benchmark: Any, request: pytest.FixtureRequest, machine: dict, ceili
         bytes: float = 0,
         flops: float = 0,
         threads: int = 1,
-        target: dict[str, float] | None = None,
+        target: dict[str, Any] | None = None,
         **notes: Any,
     ) -> None:
         """`others`: name -> (a round in seconds, or None where not installed; its jets). bytes, flops: per jet."""

@@ -147,15 +147,27 @@ def test_kernels_work_without_a_cache(tmp_path):
     assert (found, hits, folder) == (SUMS, 0, None)
 
 
-@pytest.mark.slow
-def test_processes_that_start_together_share_one_cache(tmp_path):
-    command, env = [sys.executable, "-W", "error", "-c", SEGMENT], environment(NUMBA_CACHE_DIR=tmp_path)
+def start_together(processes, cache):
+    """Children that all find an empty cache; each must give the right sums."""
+    command, env = [sys.executable, "-W", "error", "-c", SEGMENT], environment(NUMBA_CACHE_DIR=cache)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    children = [subprocess.Popen(command, env=env, **pipes) for _ in range(3)]
+    children = [subprocess.Popen(command, env=env, **pipes) for _ in range(processes)]
     for child in children:
         out, error = child.communicate(timeout=300)
         assert child.returncode == 0, error
         assert json.loads(out)[0] == SUMS
+
+
+@pytest.mark.slow
+def test_processes_that_start_together_share_one_cache(tmp_path):
+    start_together(3, tmp_path)
     found, hits, misses, folder = json.loads(python(SEGMENT, NUMBA_CACHE_DIR=tmp_path))
     assert (found, hits, misses) == (SUMS, 1, 0), "a later process compiles again"
     assert Path(folder).parent == tmp_path
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+def test_two_cold_starts_at_once_a_hundred_times(tmp_path):
+    for i in range(100):
+        start_together(2, tmp_path / str(i))

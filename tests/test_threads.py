@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -128,25 +131,20 @@ def test_after_fork():
     python(FORK)
 
 
-LOADER = """
-import warnings
-import numpy as np, torch
-import fasttag
-warnings.simplefilter("ignore")  # of fork with threads, of more workers than cores
-
-class Images(torch.utils.data.Dataset):
-    def __len__(self):
-        return 8
-    def __getitem__(self, i):
-        p4 = torch.from_numpy(np.random.default_rng(i).normal(size=(4, 50)))
-        jets = fasttag.Jets(p4, torch.arange(0, 51, 10))
-        return fasttag.pixelate(jets, npix=8, threads=2)
-
-expected = [Images()[i] for i in range(8)]
-loader = torch.utils.data.DataLoader(Images(), batch_size=None, num_workers=2, multiprocessing_context="fork")
-assert all(map(torch.equal, loader, expected))
-"""
+def load(start, times=1):
+    """The images of tests/loader_child.py through a DataLoader with two workers, started in this way."""
+    script = Path(__file__).with_name("loader_child.py")
+    command = [sys.executable, "-W", "error", script, start, str(times)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60 + 5 * times, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [start, str(times)]
 
 
-def test_forked_data_loader_workers():
-    python(LOADER)
+@pytest.mark.parametrize("start", ["fork", "spawn", "forkserver"])
+def test_data_loader_workers(start):
+    load(start)
+
+
+@pytest.mark.soak
+def test_forked_data_loader_workers_a_hundred_times():
+    load("fork", 100)
