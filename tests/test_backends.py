@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 import fasttag
@@ -26,3 +29,33 @@ def test_warmup_compiles_for_both_dtypes():
     assert {str(signature[2].dtype) for signature in _sum.signatures} >= {"float32", "float64"}
     with pytest.raises(ValueError, match=r"warmup: ops must be some of kinematics, .*, got nonsense"):
         fasttag.warmup(["segment", "nonsense"])
+
+
+EVERY_OP = """
+import json, sys
+sys.path.insert(0, TESTS)
+import numpy as np
+from cases import CASES, OPS
+for dtype in (np.float32, np.float64):
+    for case in ("mixed", "not finite", "longer than any block"):
+        p4, offsets = CASES[case]()
+        for op in OPS.values():
+            op.run(*op.arguments(np.ascontiguousarray(p4, dtype), offsets))
+kernels = {}
+for name, module in list(sys.modules.items()):
+    if name.startswith("fasttag_kernels"):
+        kernels |= {f"{value.__module__}.{value.__name__}": value for value in vars(module).values()
+                    if hasattr(value, "stats") and value.stats.cache_path}
+compiled = [name for name, value in kernels.items() if sum(value.stats.cache_misses.values())]
+loaded = [name for name, value in kernels.items() if sum(value.stats.cache_hits.values())]
+print(json.dumps([compiled, len(loaded)]))
+"""
+
+
+@pytest.mark.slow
+def test_nothing_is_compiled_after_warmup(tmp_path):
+    """Into an empty cache; then another process runs every op, in both dtypes, and only loads."""
+    python("import fasttag; fasttag.warmup()", NUMBA_CACHE_DIR=tmp_path)
+    code = EVERY_OP.replace("TESTS", repr(str(Path(__file__).parent)))
+    compiled, loaded = json.loads(python(code, NUMBA_CACHE_DIR=tmp_path))
+    assert compiled == [] and loaded >= len(TABLE)
