@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from . import compat, features, io, metrics, models, ops, plots, training
     from ._backends import backends, warmup
     from .io import iter_read, read, write
-    from .ops import jet_p4, kinematics, pixelate, segment
+    from .ops import jet_p4, kinematics, knn, pixelate, segment
 
 __version__ = "0.1.0"
 
@@ -29,6 +29,7 @@ _LAZY = {
     "write": "io",
     "jet_p4": "ops",
     "kinematics": "ops",
+    "knn": "ops",
     "pixelate": "ops",
     "segment": "ops",
 }
@@ -48,6 +49,7 @@ __all__ = [
     "iter_read",
     "jet_p4",
     "kinematics",
+    "knn",
     "metrics",
     "models",
     "ops",

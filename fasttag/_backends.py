@@ -33,6 +33,7 @@ def warmup(ops: Iterable[str] | None = None) -> None:
             "segment": (one, offsets),
             "pad": (one[None], offsets, 1),
             "pixelate": (one, one, one, offsets),
+            "knn": (one[:, None],),
         }
         for name in names:
             getattr(functions, name)(*arguments[name])

@@ -79,6 +79,19 @@ def pixelate(
     return np.bincount(cell, w, counts.size * npix * npix).reshape(-1, npix, npix).astype(pt.dtype)
 
 
+def knn(x: Any, valid: Any, k: int) -> Any:
+    """Indices (J, L, k) of the nearest others, x (J, L, C) and valid (J, L) padded torch tensors: a matrix and topk.
+
+    Where a jet has too few, the rest are any slots without a constituent. phi must not wrap.
+    """
+    import torch
+
+    d = torch.cdist(x, x)
+    d.masked_fill_(~valid[:, None], torch.inf)
+    d.diagonal(dim1=1, dim2=2).fill_(torch.inf)
+    return d.topk(k, largest=False).indices
+
+
 def pfn(model: Any, x: Any, valid: Any) -> Any:
     """Logits of a fasttag PFN on padded inputs x (J, L, 3), valid (J, L): the usual dense torch form."""
     import torch

@@ -7,6 +7,7 @@ from typing import Any
 
 from fasttag_kernels.kinematics import Kinematics
 from fasttag_kernels.kinematics import kinematics as _kinematics
+from fasttag_kernels.knn import knn as _knn
 from fasttag_kernels.pad import pad
 from fasttag_kernels.pixelate import pixelate as _pixelate
 from fasttag_kernels.segment import segment
@@ -14,7 +15,7 @@ from fasttag_kernels.segment import segment
 from . import interop
 from .jets import Jets
 
-__all__ = ["Kinematics", "jet_p4", "kinematics", "pad", "pixelate", "segment"]
+__all__ = ["Kinematics", "jet_p4", "kinematics", "knn", "pad", "pixelate", "segment"]
 
 
 def _documented(kernel: Callable, unpacked: str) -> Callable[[Callable], Callable]:
@@ -41,6 +42,17 @@ def pixelate(jets: Any, *arrays: Any, **options: Any) -> Any:
     jets = jets.compact()
     k = _kinematics(jets.p4, threads=options.get("threads"))
     return _pixelate(k.pt, k.eta, k.phi, jets.offsets, **{"kind": jets.columns.get("kind"), **options})
+
+
+@_documented(_knn, "x = (eta, phi), periodic=1 and offsets; rows of the result are constituents of its `p4`")
+def knn(jets: Any, k: int = 16, *, threads: int | None = None, **options: Any) -> Any:
+    if not isinstance(jets, Jets):
+        return _knn(jets, k, threads=threads, **options)
+    if options:
+        raise TypeError(f"knn: offsets and periodic must not be given with Jets, got {', '.join(options)}; drop them")
+    _, _, eta, phi, _ = _kinematics(jets.p4, threads=threads)
+    points = interop.require(jets.library).stack([eta, phi], 1)
+    return _knn(points, k, offsets=jets.offsets, periodic=1, threads=threads)
 
 
 def jet_p4(jets: Jets, *, threads: int | None = None) -> Any:

@@ -10,6 +10,8 @@ import numpy as np
 
 from fasttag_kernels.kinematics import kinematics
 from fasttag_kernels.kinematics import reference as kinematics_reference
+from fasttag_kernels.knn import knn
+from fasttag_kernels.knn import reference as knn_reference
 from fasttag_kernels.pad import pad
 from fasttag_kernels.pad import reference as pad_reference
 from fasttag_kernels.pixelate import CHANNELS, pixelate
@@ -75,6 +77,7 @@ class Op:
     scale: Callable[..., Any] = lambda *arguments: 1.0
     ragged: bool = True  # takes offsets as its argument number `offsets_at`
     offsets_at: int = 1
+    of_jet: Callable[..., Any] = lambda output, offsets, j: output[j]  # what of an output belongs to jet j
 
 
 def _kinematics_scale(p4: np.ndarray) -> np.ndarray:
@@ -124,4 +127,10 @@ OPS: dict[str, Op] = {
         lambda values, offsets: pad_reference.pad(values, offsets, 5001),
     ),
     "pixelate": Op(_angles, _pixelate, _pixelate_oracle, _pixelate_scale, offsets_at=3),
+    "knn": Op(
+        lambda p4, offsets: (np.stack(_angles(p4, offsets)[1:3], 1), offsets),
+        lambda x, offsets, threads=None: knn(x, offsets=offsets, periodic=1, threads=threads),
+        lambda x, offsets: knn_reference.knn(x, offsets=offsets, periodic=1),
+        of_jet=lambda output, offsets, j: output[offsets[j] : offsets[j + 1]],
+    ),
 }

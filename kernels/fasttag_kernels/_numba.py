@@ -62,6 +62,11 @@ def helper(function: Callable) -> Any:
     return numba.njit(nogil=True, forceinline=True, error_model="numpy", fastmath={"contract"})(function)
 
 
+def exact(function: Callable) -> Any:
+    """Compile a kernel, or a function for one, whose floating-point operations are all rounded in the order written."""
+    return _njit(function)
+
+
 def inputs(*arrays: np.ndarray) -> tuple[np.ndarray, ...]:
     """Contiguous, aligned, read-only views: one compiled version serves writeable and read-only arrays."""
     views = []

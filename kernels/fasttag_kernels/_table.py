@@ -50,4 +50,12 @@ TABLE: dict[str, dict[str, Any]] = {
         "gradients": (),
         "paper": "Macaluso and Shih, arXiv:1803.00107, section 2; Komiske et al., arXiv:1612.01551 (colours)",
     },
+    "knn": {
+        "backends": {"numba": "knn.numba_cpu:run"},
+        "backward": {},
+        "arguments": {"x": "Tensor", "k": "int", "offsets": "Tensor?", "periodic": "int?"},
+        "returns": "Tensor",
+        "gradients": (),
+        "paper": "ParticleNet, arXiv:1902.08570, section 3; Batcher, AFIPS 32 (1968) 307 (sorting networks)",
+    },
 }

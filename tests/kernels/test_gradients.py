@@ -12,6 +12,7 @@ from torch.autograd import forward_ad
 from cases import CASES
 from fasttag_kernels import TABLE, _torch
 from fasttag_kernels.kinematics import kinematics, reference
+from fasttag_kernels.knn import knn
 from fasttag_kernels.pad import pad
 from fasttag_kernels.pixelate import pixelate
 from fasttag_kernels.segment import segment
@@ -116,6 +117,7 @@ def arguments_of(op):
             (pt, eta, phi, OFFSETS, None, *settings, ["pt"], "float64"),
             (pt, eta, phi, OFFSETS, kind, *settings, ["pt_track", "n_muon"], "float32"),
         ],
+        "knn": [(rows().detach(), 2, OFFSETS, 1), (rows().detach(), 2, None, None)],
     }[op]
 
 
@@ -134,6 +136,7 @@ def test_opcheck_backward(op):
 NOT_DIFFERENTIABLE = {
     "pad": ("values", lambda x: pad(x.T, OFFSETS, 5)),
     "pixelate": ("eta", lambda x: pixelate(x[:, 0].detach(), x[:, 1], x[:, 2].detach(), OFFSETS)),
+    "knn": ("x", lambda x: knn(x, 2, offsets=OFFSETS)),
 }
 
 
@@ -196,6 +199,7 @@ COMPILED = {
     "segment": lambda p4, weights: (segment(p4.T, OFFSETS), segment(p4[0], OFFSETS)),
     "pad": lambda p4, weights: pad(p4.detach(), OFFSETS, 5),
     "pixelate": lambda p4, weights: (pixelate(*p4.detach()[:3], OFFSETS, npix=5),),
+    "knn": lambda p4, weights: (knn(p4.detach().T, 3, offsets=OFFSETS, periodic=1), knn(p4.detach().T, 3)),
     "tagger": lambda p4, weights: (tagger(p4, weights),),
 }
 

@@ -1,0 +1,133 @@
+"""Vectors of 16 numbers in Numba kernels, for loops that LLVM does not pack by itself: it packs innermost loops only.
+
+LLVM splits a `Vector` into whatever registers the CPU has: one of 512 bits for float32, two of 256, four of 128.
+Operations are rounded one by one in kernels compiled with `_numba.exact`.
+"""
+
+import operator
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic, models, overload, register_model
+
+LANES = 16
+
+
+class Vector(types.Type):
+    """Numba's type of a vector of LANES numbers of one dtype."""
+
+    def __init__(self, dtype):
+        self.dtype = dtype
+        super().__init__(f"Vector({dtype})")
+
+
+@register_model(Vector)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, manager, kind):
+        super().__init__(manager, kind, ir.VectorType(manager.lookup(kind.dtype).get_value_type(), LANES))
+
+
+def pointer(context, builder, kind, array, row, column, lanes=LANES):
+    """LLVM pointer to `lanes` numbers from array[row, column] on; no wraparound, no bounds."""
+    array = context.make_array(kind)(context, builder, array)
+    at = cgutils.get_item_pointer(context, builder, kind, array, [row, column], wraparound=False)
+    item = context.get_data_type(kind.dtype)
+    return builder.bitcast(at, ir.VectorType(item, lanes).as_pointer())
+
+
+def splat(builder, value):
+    """LLVM vector of LANES times `value`."""
+    empty = ir.Constant(ir.VectorType(value.type, LANES), ir.Undefined)
+    first = builder.insert_element(empty, value, ir.Constant(ir.IntType(32), 0))
+    return builder.shuffle_vector(first, empty, ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES))
+
+
+@intrinsic
+def load(typing, array, row, column):
+    """array[row, column : column + LANES]"""
+
+    def generate(context, builder, signature, arguments):
+        at = pointer(context, builder, signature.args[0], *arguments)
+        return builder.load(at, align=array.dtype.bitwidth // 8)
+
+    return Vector(array.dtype)(array, row, column), generate
+
+
+@intrinsic
+def store(typing, array, row, column, vector):
+    """array[row, column : column + LANES] = vector"""
+
+    def generate(context, builder, signature, arguments):
+        *place, value = arguments
+        builder.store(value, pointer(context, builder, signature.args[0], *place), align=array.dtype.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.void(array, row, column, vector), generate
+
+
+@intrinsic
+def transpose(typing, source, row, column, target, to_row, to_column):
+    """A block of LANES x LANES of `target` becomes one of `source`, with rows and columns exchanged."""
+
+    def generate(context, builder, signature, arguments):
+        places, align = [], source.dtype.bitwidth // 8
+        for kind, (array, first, at) in ((source, arguments[:3]), (target, arguments[3:])):
+            rows = [builder.add(first, ir.Constant(first.type, i)) for i in range(LANES)]
+            places.append([pointer(context, builder, kind, array, i, at) for i in rows])
+        rows = [builder.load(place, align=align) for place in places[0]]
+        half = LANES // 2
+        numbers = ir.VectorType(ir.IntType(32), LANES)
+        taken = [[first + i + side for i in range(half) for side in (0, LANES)] for first in (0, half)]
+        for _ in range(LANES.bit_length() - 1):  # each time rows i and i + 8 are shuffled into each other, like cards
+            rows = [
+                builder.shuffle_vector(a, b, ir.Constant(numbers, lanes))
+                for a, b in zip(rows[:half], rows[half:])
+                for lanes in taken
+            ]
+        for value, place in zip(rows, places[1]):
+            builder.store(value, place, align=align)
+        return context.get_dummy_value()
+
+    return types.void(source, row, column, target, to_row, to_column), generate
+
+
+def _binary(function, emit):
+    """`function` of two vectors, or of a vector and a number."""
+
+    @intrinsic
+    def apply(typing, a, b):
+        kind = a if isinstance(a, Vector) else b
+
+        def generate(context, builder, signature, arguments):
+            vectors = (x if isinstance(t, Vector) else splat(builder, x) for t, x in zip(signature.args, arguments))
+            return emit(builder, *vectors)
+
+        return kind(*(t if isinstance(t, Vector) else kind.dtype for t in (a, b))), generate
+
+    @overload(function)
+    def _(a, b):
+        if isinstance(a, Vector) or isinstance(b, Vector):
+            return lambda a, b: apply(a, b)
+
+
+_binary(operator.add, ir.IRBuilder.fadd)
+_binary(operator.sub, ir.IRBuilder.fsub)
+_binary(operator.mul, ir.IRBuilder.fmul)
+_binary(min, lambda builder, a, b: builder.select(builder.fcmp_ordered("<", a, b), a, b))
+
+
+@intrinsic
+def _abs(typing, a):
+    def generate(context, builder, signature, arguments):
+        bits = ir.VectorType(ir.IntType(a.dtype.bitwidth), LANES)
+        no_sign = ir.Constant(bits, [2 ** (a.dtype.bitwidth - 1) - 1] * LANES)
+        return builder.bitcast(builder.and_(builder.bitcast(arguments[0], bits), no_sign), arguments[0].type)
+
+    return a(a), generate
+
+
+@overload(abs)
+def _(a):
+    if isinstance(a, Vector):
+        return lambda a: _abs(a)
