@@ -32,20 +32,18 @@ def test_warmup_compiles_for_both_dtypes():
 
 
 EVERY_OP = """
-import json, sys
+import gc, json, sys
 sys.path.insert(0, TESTS)
 import numpy as np
+from numba.core.registry import CPUDispatcher
 from cases import CASES, OPS
 for dtype in (np.float32, np.float64):
     for case in ("mixed", "not finite", "longer than any block"):
         p4, offsets = CASES[case]()
         for op in OPS.values():
             op.run(*op.arguments(np.ascontiguousarray(p4, dtype), offsets))
-kernels = {}
-for name, module in list(sys.modules.items()):
-    if name.startswith("fasttag_kernels"):
-        kernels |= {f"{value.__module__}.{value.__name__}": value for value in vars(module).values()
-                    if hasattr(value, "stats") and value.stats.cache_path}
+found = [value for value in gc.get_objects() if isinstance(value, CPUDispatcher) and value.stats.cache_path]
+kernels = {f"{value.__module__}.{value.__qualname__} {id(value)}": value for value in found}
 compiled = [name for name, value in kernels.items() if sum(value.stats.cache_misses.values())]
 loaded = [name for name, value in kernels.items() if sum(value.stats.cache_hits.values())]
 print(json.dumps([compiled, len(loaded)]))
