@@ -1,6 +1,6 @@
 """Numba backend: distances in tiles of 16 queries x 16 candidates, each pair once; selection by sorting networks.
 
-All indices are unsigned: one that may be negative costs a comparison at every use, a third of the time in all.
+All indices are unsigned: one that may be negative costs a comparison at every use, 0.3 of 1.3 us per jet in all.
 """
 
 import functools
@@ -37,7 +37,7 @@ def _kernel(width, parts):
         longest = 0
         for jet in range(first, last):
             longest = max(longest, offsets[jet + 1] - offsets[jet])
-        rows = _up(U(longest), U(32))
+        rows = _up(U(longest), U(WIDTHS[-1]))
         columns, k = U(x.shape[1]), U(out.shape[1])
         scratch = np.empty(columns * rows, x.dtype)
         distances = np.empty((rows * min(rows, AT_ONCE) // L, LANES), x.dtype)
