@@ -1,6 +1,7 @@
 """Numba backend: distances in tiles of 16 queries x 16 candidates, each pair once; selection by sorting networks.
 
-All indices are unsigned: one that may be negative costs a comparison at every use, 0.3 of 1.3 us per jet in all.
+All indices are unsigned: one that may be negative costs a comparison at every use, 0.26 us per jet in the loop that
+writes the result.
 """
 
 import functools
