@@ -126,7 +126,11 @@ RUNS_ON = {"numba": "cpu", "cuda": "cuda", "triton": "cuda"}
 
 
 def call(op: str, *arguments: Any, threads: int | None = None) -> Any:
-    """Run an op whose argument kinds and shapes its public function has checked. The first argument is an array."""
+    """Run an op whose argument kinds and shapes its public function has checked. The first argument is an array.
+
+    An op with "saved" outputs has a last argument `needed`, filled in here: which gradient arguments require grad. It
+    returns its first output; the saved ones are for its `backward`, and empty where nothing needs them.
+    """
     library, device = library_of(arguments[0]), device_of(arguments[0])
     backend = backend_for(op, library or "", device)
     threads = _threads.resolve(op, threads)
@@ -134,6 +138,8 @@ def call(op: str, *arguments: Any, threads: int | None = None) -> Any:
         from . import _torch
 
         return _torch.call(op, arguments, threads)
+    if "saved" in TABLE[op]:
+        return execute(op, backend, (*arguments, [False] * len(TABLE[op]["gradients"])), threads, np.empty)[0]
     return execute(op, backend, arguments, threads, np.empty)
 
 
@@ -147,7 +153,10 @@ def execute(op: str, backend: str, arguments: tuple, threads: int, empty: Callab
 
 
 def execute_backward(op: str, backend: str, gradient: Any, arguments: tuple, threads: int, empty: Callable) -> Any:
-    """The gradients in the arguments that the table names, given the gradient in the (single) output."""
+    """The gradients in the arguments that the table names, given the gradient in the first output.
+
+    `arguments` are those of the op and then its saved outputs.
+    """
     names = list(TABLE[op]["arguments"])
     outs = []
     for name in TABLE[op]["gradients"]:

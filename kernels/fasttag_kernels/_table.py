@@ -58,4 +58,20 @@ TABLE: dict[str, dict[str, Any]] = {
         "gradients": (),
         "paper": "ParticleNet, arXiv:1902.08570, section 3; Batcher, AFIPS 32 (1968) 307 (sorting networks)",
     },
+    "distance_correlation": {
+        "backends": {"numba": "distance_correlation.numba_cpu:run"},
+        "backward": {"numba": "distance_correlation.numba_cpu:backward"},
+        "arguments": {
+            "x": "Tensor",
+            "y": "Tensor",
+            "weights": "Tensor?",
+            "unbiased": "bool",
+            "covariance": "bool",
+            "needed": "bool[]",
+        },
+        "returns": "(Tensor, Tensor, Tensor)",
+        "saved": ("dx", "dy"),
+        "gradients": ("x", "y"),
+        "paper": "Huo and Szekely, arXiv:1410.1503; Chaudhuri and Hu, arXiv:1810.11332; DisCo, arXiv:2001.05310",
+    },
 }

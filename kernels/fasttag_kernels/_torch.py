@@ -26,7 +26,12 @@ def call(op: str, arguments: tuple, threads: int) -> Any:
             if isinstance(argument, torch.Tensor) and argument.requires_grad and name not in row["gradients"]:
                 able = ", ".join(row["gradients"]) or "none of its arguments"
                 raise RuntimeError(f"{op}: {name} must not require grad, it is differentiable in {able}; detach it")
-    return getattr(torch.ops.fasttag, op)(*arguments, threads)
+    run = getattr(torch.ops.fasttag, op)
+    if "saved" not in row:
+        return run(*arguments, threads)
+    values = dict(zip(row["arguments"], arguments))
+    needed = [torch.is_grad_enabled() and values[name].requires_grad for name in row["gradients"]]
+    return run(*arguments, needed, threads)[0]
 
 
 def _empty(shape: tuple, *, dtype: str) -> torch.Tensor:
@@ -54,6 +59,8 @@ def _register(op: str, row: dict[str, Any]) -> None:
 
 
 def _register_gradient(op: str, row: dict[str, Any], arguments: str) -> None:
+    saved_names = row.get("saved", ())
+    arguments += "".join(f", Tensor {name}" for name in saved_names)
     names = list(row["arguments"])
     places = [names.index(name) for name in row["gradients"]]
     returns = "Tensor" if len(places) == 1 else "(" + ", ".join(["Tensor"] * len(places)) + ")"
@@ -70,16 +77,20 @@ def _register_gradient(op: str, row: dict[str, Any], arguments: str) -> None:
         return outs[0] if len(outs) == 1 else tuple(outs)
 
     def setup(ctx: Any, inputs: tuple, output: Any) -> None:
-        ctx.is_tensor = [isinstance(value, torch.Tensor) for value in inputs]
-        ctx.rest = [None if isinstance(value, torch.Tensor) else value for value in inputs]
-        ctx.save_for_backward(*(value for value in inputs if isinstance(value, torch.Tensor)))
+        *rest, threads = inputs
+        extras = output[1:] if saved_names else ()
+        ctx.mark_non_differentiable(*extras)
+        values = [*rest, *extras, threads]
+        ctx.is_tensor = [isinstance(value, torch.Tensor) for value in values]
+        ctx.rest = [None if isinstance(value, torch.Tensor) else value for value in values]
+        ctx.save_for_backward(*(value for value in values if isinstance(value, torch.Tensor)))
 
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple:
+    def backward(ctx: Any, gradient: torch.Tensor, *_: None) -> tuple:
         saved = iter(ctx.saved_tensors)
-        inputs = [next(saved) if is_tensor else value for is_tensor, value in zip(ctx.is_tensor, ctx.rest)]
-        found = getattr(torch.ops.fasttag, f"{op}_backward")(gradient, *inputs)
+        values = [next(saved) if is_tensor else value for is_tensor, value in zip(ctx.is_tensor, ctx.rest)]
+        found = getattr(torch.ops.fasttag, f"{op}_backward")(gradient, *values)
         found = (found,) if len(places) == 1 else found
-        gradients: list[Any] = [None] * len(inputs)
+        gradients: list[Any] = [None] * (len(values) - len(saved_names))
         for place, value in zip(places, found):
             gradients[place] = value
         return tuple(gradients)
