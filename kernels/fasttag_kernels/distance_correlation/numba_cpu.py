@@ -7,48 +7,54 @@ import numpy as np
 from .._numba import helper, inputs, kernel
 
 FEW = 256  # points up to which the pairs are faster
-DIGIT = 5  # bits of a rank that one level of `_dominance` settles
-WAYS = 1 << DIGIT
+WAYS = 23  # at most so many ways out of one bucket in `_dominance`
 SIGN = np.uint64(1 << 63)
 LOW = np.uint64(0xFFFFFFFF)
-P, U, V, UBAR, VBAR, G = range(6)  # columns of `table` in `_sweep`
-LATER = np.triu(np.ones((WAYS, WAYS)), 1)  # LATER[a, b] = 1 where b > a
+P, U, V, UBAR = range(4)  # columns of `table` in `_sweep`
 
 
 def run(x, y, weights, unbiased, covariance, needed, out, dx, dy, *, threads):
     dx[:] = dy[:] = 0
-    weights = np.ones(len(x), x.dtype) if weights is None else weights
-    x, y, weights = inputs(x, y, weights)
-    place, points = np.empty(len(x), np.uint32), np.empty((3, len(x)))
+    x, y, weights = inputs(x, y, np.ones(len(x), x.dtype) if weights is None else weights)
+    work = np.empty((17, len(x)))  # one piece: malloc keeps up to 32 MB; many arrays would be new pages in every call
+    place, points = work[:4].view(np.uint32).reshape(8, len(x))[0], work[4:7]
     n = _centre(x, y, weights, place, points)
-    place, points = place[:n], points[:, :n]
     if n < (4 if unbiased else 2):
         out[()] = 0
-    elif not math.isfinite(points[:2, 0].sum()):
+    elif not math.isfinite(points[:, 0].sum()):
         out[()] = dx[:] = dy[:] = np.nan
+    elif n <= FEW:
+        out[()] = pairs(place[:n], points[:, :n], unbiased, covariance, dx, dy)
     else:
-        solve = pairs if n <= FEW else sweep
-        out[()] = solve(x, y, place, points, unbiased, covariance, dx, dy)
+        out[()] = sweep(x, y, n, work, unbiased, covariance, dx, dy)
 
 
-def pairs(x, y, place, points, unbiased, covariance, dx, dy):
+def pairs(place, points, unbiased, covariance, dx, dy):
     """O(n^2) time: every sum over all pairs."""
-    value = _pairs(points[0], points[1], points[2], place, unbiased, covariance, dy)
+    x, y, p = points
+    value = _pairs(x, y, p, place, unbiased, covariance, dy)
     if len(dx):
-        _pairs(points[1], points[0], points[2], place, unbiased, covariance, dx)
+        _pairs(y, x, p, place, unbiased, covariance, dx)
     return value
 
 
-def sweep(x, y, place, points, unbiased, covariance, dx, dy):
-    """O(n log n) time, O(n) memory."""
+def sweep(x, y, n, work, unbiased, covariance, dx, dy):
+    """O(n log n) time; all memory is `work`, 17 n floats, with place and points from `_centre`."""
+    place, by_x, rank, first_x, by_y, position, first_y, spare = work[:4].view(np.uint32).reshape(8, -1)[:, :n]
     bits = [values.view(f"u{values.itemsize}") for values in (x, y)]
-    by_x, rank, first_x, by_y, position, first_y = _orders(x, y, *bits, place)
-    px, py, p = points
-    value = 0.0
+    keys = work[7:9].view(np.uint64)[:, :n]
+    _orders(x, y, *bits, *keys, place, by_x, rank, first_x, by_y, position, first_y, spare)
+    mass, mass_spare, before = (work[row : row + 2].reshape(-1, 2)[:n] for row in (7, 9, 11))
+    table = work[13:].reshape(-1, 4)[:n]
+    (x, y, p), value = work[4:7, :n], 0.0
     if len(dy) or not len(dx):
-        value = _sweep(px, py, p, by_x, rank, place, by_y, first_y, unbiased, covariance, dy)
+        value = _sweep(
+            x, y, p, place, by_x, rank, spare, by_y, first_y, mass, mass_spare, before, table, unbiased, covariance, dy
+        )
     if len(dx):
-        value = _sweep(py, px, p, by_y, position, place, by_x, first_x, unbiased, covariance, dx)
+        value = _sweep(
+            y, x, p, place, by_y, position, spare, by_x, first_x, mass, mass_spare, before, table, unbiased, covariance, dx
+        )
     return value
 
 
@@ -211,13 +217,9 @@ def _sorted(bits, place, before, keys, spare):
 
 
 @kernel
-def _orders(x, y, x_bits, y_bits, place):
+def _orders(x, y, x_bits, y_bits, keys, spare, place, by_x, rank, first_x, by_y, position, first_y, free):
     """Points ordered by (x, y) and by (y, x): the points, rank in the other order, start of the group of equals."""
     n = len(place)
-    keys, spare = np.empty(n, np.uint64), np.empty(n, np.uint64)
-    by_x, rank, first_x = np.empty(n, np.uint32), np.empty(n, np.uint32), np.empty(n, np.uint32)
-    by_y, position, first_y = np.empty(n, np.uint32), np.empty(n, np.uint32), np.empty(n, np.uint32)
-    free = np.empty(n, np.uint32)
     for k in range(n):
         by_y[k] = k
     keys, spare = _sorted(y_bits, place, by_y, keys, spare)
@@ -238,54 +240,55 @@ def _orders(x, y, x_bits, y_bits, place):
     for i in range(n):
         position[rank[i]] = i
         by_y[rank[i]] = by_x[i]
-    return by_x, rank, first_x, by_y, position, first_y
 
 
 @kernel
-def _dominance(rank, mass, out):
-    """out[rank[i]] = sum of mass[j] over j < i with rank[j] < rank[i]: digit by digit of the rank, the highest first.
+def _dominance(rank, rank_spare, mass, mass_spare, out):
+    """Add to out[rank[i]] the sum of mass[j] over j < i with rank[j] < rank[i]; overwrites the other arrays.
 
-    Points of one bucket keep their sequence; each adds what lies in lower buckets so far. Overwrites rank and mass.
+    Digit by digit of the rank, the highest first: points with equal higher digits are a bucket and keep their sequence;
+    each adds what lies in lower ways of its bucket so far and goes to its way. Ranks are distinct: no counting.
     """
-    n = len(rank)
-    out[:] = 0.0
-    rank2, mass2 = np.empty_like(rank), np.empty_like(mass)
-    levels = 1
-    while n > 1 << (DIGIT * levels):
+    n, levels = len(rank), 1
+    while n > WAYS**levels:
         levels += 1
-    bits = 1
-    while n > 1 << bits:
-        bits += 1
-    below, next_free = np.empty((2, WAYS)), np.empty(WAYS, np.int64)
-    width = bits
-    for level in range(levels):
-        shift = -(-bits * (levels - 1 - level) // levels)
-        for start in range(0, n, 1 << width):
+    base = 3  # odd: ways that start a power of two apart would share few cache sets, and take three times as long
+    while n > base**levels:
+        base += 2
+    ways = (base + 7) // 8 * 8
+    memory, free = np.empty(2 * ways + 8), np.empty(ways, np.int64)
+    aligned = -(memory.ctypes.data // 8) % 8  # a vector in two cache lines forwards its stores slowly: 1.5 times as long
+    below = memory[aligned : aligned + 2 * ways].reshape(2, ways)
+    width = base**levels
+    while width > 1:
+        size, width = width, width // base
+        inverse = 1 / width
+        for start in range(0, n, size):
             below[:] = 0.0
-            for way in range(WAYS):
-                next_free[way] = start + (way << shift)
-            for i in range(start, min(n, start + (1 << width))):
+            for way in range(base):
+                free[way] = start + way * width
+            for i in range(start, min(n, start + size)):
                 r, p, pu = rank[i], mass[i, 0], mass[i, 1]
-                way = (r - start) >> shift
+                way = np.int64((np.float64(r - start) + 0.5) * inverse)
                 out[r, 0] += below[0, way]
                 out[r, 1] += below[1, way]
-                for other in range(WAYS):
-                    below[0, other] += p * LATER[way, other]
-                    below[1, other] += pu * LATER[way, other]
-                to = next_free[way]
-                next_free[way] += 1
-                rank2[to], mass2[to, 0], mass2[to, 1] = r, p, pu
-        width = shift
-        rank, rank2, mass, mass2 = rank2, rank, mass2, mass
+                for other in range(ways):
+                    below[0, other] += p if other > way else 0.0
+                    below[1, other] += pu if other > way else 0.0
+                to = free[way]
+                free[way] += 1
+                rank_spare[to], mass_spare[to, 0], mass_spare[to, 1] = r, p, pu
+        rank, rank_spare, mass, mass_spare = rank_spare, rank, mass_spare, mass
 
 
 @kernel
-def _sweep(u, v, p, by_u, rank, place, by_v, first, unbiased, covariance, gradient):
+def _sweep(
+    u, v, p, place, by_u, rank, spare, by_v, first, mass, mass_spare, before, table, unbiased, covariance, gradient
+):
     """The value and, unless `gradient` is empty, its derivatives in v; ranks are those in v of points ordered by u."""
     n = len(u)
-    table, mass, before = np.empty((n, 6)), np.empty((n, 2)), np.empty((n, 2))
     s_uv = s_uu = s_vv = m_uv = m_uu = m_vv = total_u = total_v = 0.0
-    rest_u = rest_v = 0.0
+    rest_u = rest_v = 0.0  # of rounding, in the mean
     for k in range(n):
         rest_u += p[k] * u[k]
         rest_v += p[k] * v[k]
@@ -294,22 +297,23 @@ def _sweep(u, v, p, by_u, rank, place, by_v, first, unbiased, covariance, gradie
         k, r = by_u[i], rank[i]
         c += p[k]
         cu += p[k] * u[k]
-        mass[i, 0], mass[i, 1] = p[k], p[k] * u[k]
         row = u[k] * (2 * c - 1) - 2 * cu + rest_u
+        before[i, 0] = before[i, 1] = 0.0
+        mass[i, 0], mass[i, 1] = p[k], p[k] * u[k]
         table[r, P], table[r, U], table[r, V], table[r, UBAR] = p[k], u[k], v[k], row
         total_u += p[k] * row
         m_uu += p[k] * row * row
         s_uu += 2 * p[k] * u[k] * u[k]
-    _dominance(rank.copy(), mass, before)
+    _dominance(rank, spare, mass, mass_spare, before)
+    g = table[:, U]  # takes the place of u
     c = cu = cv = 0.0
     r = 0
     while r < n:
-        end, tied, tied_u = r + 1, table[r, P], table[r, P] * table[r, U]
+        vk, end, tied, tied_u = table[r, V], r, 0.0, 0.0
         while end < n and first[end] == r:
             tied += table[end, P]
             tied_u += table[end, P] * table[end, U]
             end += 1
-        vk = table[r, V]
         cv += tied * vk
         row = vk * (2 * (c + tied) - 1) - 2 * cv + rest_v
         total_v += tied * row
@@ -318,11 +322,10 @@ def _sweep(u, v, p, by_u, rank, place, by_v, first, unbiased, covariance, gradie
         for k in range(r, end):
             pk, uk, ubar = table[k, P], table[k, U], table[k, UBAR]
             left = 2 * (uk * before[k, 0] - before[k, 1]) + cu - uk * c
-            g = 2 * left - ubar - (uk * tied - tied_u)
-            table[k, VBAR], table[k, G] = row, g
+            g[k] = 2 * left - ubar - (uk * tied - tied_u)
             c += pk
             cu += pk * uk
-            s_uv += 2 * pk * vk * g
+            s_uv += 2 * pk * vk * g[k]
             m_uv += pk * ubar * row
         r = end
     value, a, b = _result(n, unbiased, covariance, s_uv, s_uu, s_vv, m_uv, m_uu, m_vv, total_u, total_v)
@@ -330,18 +333,22 @@ def _sweep(u, v, p, by_u, rank, place, by_v, first, unbiased, covariance, gradie
         return value
     _, c1, c2 = _coefficients(n, unbiased)
     total_z = a * total_u - b * total_v
-    c = cz = 0.0
+    c = cv = cz = 0.0
     r = 0
     while r < n:
-        end, tied, tied_z = r, 0.0, 0.0
+        vk, end, tied, tied_z = table[r, V], r, 0.0, 0.0
         while end < n and first[end] == r:
             tied += table[end, P]
-            tied_z += table[end, P] * (a * table[end, UBAR] - b * table[end, VBAR])
+            tied_z += table[end, P] * table[end, UBAR]
             end += 1
-        sigma, tau = 2 * c + tied - 1, 2 * cz + tied_z - total_z
+        cv += tied * vk
+        sigma = 2 * c + tied - 1
+        row = vk * (2 * (c + tied) - 1) - 2 * cv + rest_v
+        tied_z = a * tied_z - b * tied * row
+        tau = 2 * cz + tied_z - total_z
         for k in range(r, end):
-            z = a * table[k, UBAR] - b * table[k, VBAR]
-            inner = a * table[k, G] - b * table[k, V] - c1 * (z * sigma + tau) + c2 * total_z * sigma
+            z = a * table[k, UBAR] - b * row
+            inner = a * g[k] - b * vk - c1 * (z * sigma + tau) + c2 * total_z * sigma
             gradient[place[by_v[k]]] = table[k, P] * inner
         c += tied
         cz += tied_z
