@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from . import compat, features, io, metrics, models, ops, plots, training
     from ._backends import backends, warmup
     from .io import iter_read, read, write
-    from .ops import jet_p4, kinematics, knn, pixelate, segment
+    from .ops import distance_correlation, distance_covariance, jet_p4, kinematics, knn, pixelate, segment
 
 __version__ = "0.1.0"
 
@@ -27,6 +27,8 @@ _LAZY = {
     "iter_read": "io",
     "read": "io",
     "write": "io",
+    "distance_correlation": "ops",
+    "distance_covariance": "ops",
     "jet_p4": "ops",
     "kinematics": "ops",
     "knn": "ops",
@@ -43,6 +45,8 @@ __all__ = [
     "Jets",
     "backends",
     "compat",
+    "distance_correlation",
+    "distance_covariance",
     "features",
     "get_threads",
     "io",

@@ -28,12 +28,16 @@ def warmup(ops: Iterable[str] | None = None) -> None:
     offsets = np.array([0, 1])
     for dtype in (np.float32, np.float64):
         one = np.ones(1, dtype)
+        many = np.ones(300, dtype)  # more than distance_correlation takes pair by pair
         arguments: dict[str, tuple] = {
             "kinematics": (np.ones((4, 1), dtype),),
             "segment": (one, offsets),
             "pad": (one[None], offsets, 1),
             "pixelate": (one, one, one, offsets),
             "knn": (one[:, None],),
+            "distance_correlation": (one.repeat(9), one.repeat(9)),
         }
         for name in names:
             getattr(functions, name)(*arguments[name])
+        if "distance_correlation" in names:
+            functions.distance_correlation(many, many)

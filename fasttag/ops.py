@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from fasttag_kernels.distance_correlation import distance_correlation, distance_covariance
 from fasttag_kernels.kinematics import Kinematics
 from fasttag_kernels.kinematics import kinematics as _kinematics
 from fasttag_kernels.knn import knn as _knn
@@ -15,7 +16,17 @@ from fasttag_kernels.segment import segment
 from . import interop
 from .jets import Jets
 
-__all__ = ["Kinematics", "jet_p4", "kinematics", "knn", "pad", "pixelate", "segment"]
+__all__ = [
+    "Kinematics",
+    "distance_correlation",
+    "distance_covariance",
+    "jet_p4",
+    "kinematics",
+    "knn",
+    "pad",
+    "pixelate",
+    "segment",
+]
 
 
 def _documented(kernel: Callable, unpacked: str) -> Callable[[Callable], Callable]:

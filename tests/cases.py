@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from fasttag_kernels.distance_correlation import distance_correlation
+from fasttag_kernels.distance_correlation import reference as distance_correlation_reference
 from fasttag_kernels.kinematics import kinematics
 from fasttag_kernels.kinematics import reference as kinematics_reference
 from fasttag_kernels.knn import knn
@@ -116,6 +118,25 @@ def _pixelate_scale(*arguments: np.ndarray) -> np.ndarray:
     return (np.diff(arguments[3]) / 2)[:, None, None, None] * _pixelate_oracle(*arguments)
 
 
+def _variables(p4: np.ndarray, offsets: np.ndarray) -> tuple:
+    """pt, a saturated score with many ties that depends on it, and weights some of which are 0."""
+    pt, longitudinal = np.hypot(p4[0], p4[1]), p4[2]
+    score = np.clip(np.round(0.05 * pt + 0.02 * longitudinal, 1), 0, 1)
+    weights = np.random.default_rng(3).exponential(size=pt.size) * (np.arange(pt.size) % 7 != 2)
+    return tuple(np.ascontiguousarray(x, p4.dtype) for x in (pt, score, weights))
+
+
+def _distance_correlation(x: Any, y: Any, weights: Any, **options: Any) -> Any:
+    return distance_correlation(x, y, weights=weights, **options)
+
+
+def _distance_correlation_scale(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> float:
+    used = weights > 0
+    if used.sum() < 2 or not np.isfinite(x + y)[used].all():
+        return 1.0  # the result is 0 or NaN
+    return distance_correlation_reference.rounding_scale(x, y, weights)
+
+
 OPS: dict[str, Op] = {
     "kinematics": Op(
         lambda p4, offsets: (p4,), kinematics, kinematics_reference.kinematics, _kinematics_scale, ragged=False
@@ -132,5 +153,12 @@ OPS: dict[str, Op] = {
         lambda x, offsets, threads=None: knn(x, offsets=offsets, periodic=1, threads=threads),
         lambda x, offsets: knn_reference.knn(x, offsets=offsets, periodic=1),
         of_jet=lambda output, offsets, j: output[offsets[j] : offsets[j + 1]],
+    ),
+    "distance_correlation": Op(
+        _variables,
+        _distance_correlation,
+        distance_correlation_reference.distance_correlation,
+        _distance_correlation_scale,
+        ragged=False,
     ),
 }

@@ -24,6 +24,7 @@ HEAVY = ("numba", "h5py", "hdf5plugin", "torch", "cupy", "triton", "awkward", "s
 TREES = {"fasttag": ROOT / "fasttag", "fasttag_kernels": ROOT / "kernels" / "fasttag_kernels"}
 MAY_IMPORT_TORCH = (
     "fasttag/models/*.py", "fasttag/losses.py", "fasttag/training.py", "fasttag/_baselines.py",
+    "fasttag/compat/disco.py",
     "fasttag_kernels/_torch.py", "fasttag_kernels/*/torch_cpu.py", "fasttag_kernels/*/triton_gpu.py",
 )  # fmt: skip
 

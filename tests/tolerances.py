@@ -22,4 +22,8 @@ TOLERANCES = {
     # the oracle rounds in the same dtype and order, and the order of neighbours is total
     ("knn", "float32"): (0.0, 0.0),
     ("knn", "float64"): (0.0, 0.0),
+    # scale = n/2 (S_xx / V_xx + S_yy / V_yy): V = S - 2 M + T, the latter two bounded by S, so 4 times n/2 additions,
+    # and as many in the row means that M and T are made of; float32 is rounded once more
+    ("distance_correlation", "float32"): (0.5 * EPS32, 8 * EPS64),
+    ("distance_correlation", "float64"): (0.0, 8 * EPS64),
 }

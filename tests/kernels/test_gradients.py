@@ -11,6 +11,7 @@ from torch.autograd import forward_ad
 
 from cases import CASES
 from fasttag_kernels import TABLE, _torch
+from fasttag_kernels.distance_correlation import distance_correlation, distance_covariance
 from fasttag_kernels.kinematics import kinematics, reference
 from fasttag_kernels.knn import knn
 from fasttag_kernels.pad import pad
@@ -118,6 +119,10 @@ def arguments_of(op):
             (pt, eta, phi, OFFSETS, kind, *settings, ["pt_track", "n_muon"], "float32"),
         ],
         "knn": [(rows().detach(), 2, OFFSETS, 1), (rows().detach(), 2, None, None)],
+        "distance_correlation": [
+            (*(row.clone().requires_grad_() for row in rows().detach().T[:2]), None, True, False, [True, True]),
+            (pt, eta.requires_grad_(), phi.abs(), False, True, [False, True]),
+        ],
     }[op]
 
 
@@ -128,9 +133,11 @@ def test_opcheck(op, which):
 
 @pytest.mark.parametrize("op", [op for op, row in TABLE.items() if row["gradients"]])
 def test_opcheck_backward(op):
-    arguments = [x.detach() for x in arguments_of(op)[0]]
-    gradient = torch.ones_like(getattr(torch.ops.fasttag, op)(*arguments, 1))
-    torch.library.opcheck(getattr(torch.ops.fasttag, f"{op}_backward"), (gradient, *arguments, 2))
+    arguments = [x.detach() if isinstance(x, torch.Tensor) else x for x in arguments_of(op)[0]]
+    found = getattr(torch.ops.fasttag, op)(*arguments, 1)
+    result, *saved = found if "saved" in TABLE[op] else (found,)
+    gradient = torch.ones_like(result)
+    torch.library.opcheck(getattr(torch.ops.fasttag, f"{op}_backward"), (gradient, *arguments, *saved, 2))
 
 
 NOT_DIFFERENTIABLE = {
@@ -158,6 +165,7 @@ def test_no_gradient_raises_by_name(op):
 DIFFERENTIABLE = {
     "kinematics": (massive, lambda p4: kinematics(p4).mass),
     "segment": (rows, lambda values: segment(values, OFFSETS)),
+    "distance_correlation": (rows, lambda values: distance_correlation(values[:, 0], values[:, 1])),
 }
 
 
@@ -200,6 +208,10 @@ COMPILED = {
     "pad": lambda p4, weights: pad(p4.detach(), OFFSETS, 5),
     "pixelate": lambda p4, weights: (pixelate(*p4.detach()[:3], OFFSETS, npix=5),),
     "knn": lambda p4, weights: (knn(p4.detach().T, 3, offsets=OFFSETS, periodic=1), knn(p4.detach().T, 3)),
+    "distance_correlation": lambda p4, weights: (
+        distance_correlation(p4[0], p4[1], weights=p4.detach()[3]),
+        distance_covariance(p4[0].detach(), p4[2], unbiased=True),
+    ),
     "tagger": lambda p4, weights: (tagger(p4, weights),),
 }
 

@@ -44,9 +44,9 @@ def distance_correlation(
     Differentiable in `x` and `y` (torch); |.| has derivative 0 at 0, as in torch, so ties do not push each other.
 
     >>> import numpy as np
-    >>> x = np.array([0.0, 1.0, 2.0, 3.0])
-    >>> float(distance_correlation(x, 5 - 2 * x))
-    1.0
+    >>> x = np.array([-2.0, -1.0, 0.0, 1.0, 2.0])
+    >>> round(float(distance_correlation(x, x**2)), 4)  # their linear correlation is 0
+    0.2662
     """
     return _call("distance_correlation", x, y, weights, unbiased, False, threads)
 
@@ -67,7 +67,7 @@ def distance_covariance(
 
 def _call(name: str, x: Any, y: Any, weights: Any, unbiased: bool, covariance: bool, threads: int | None) -> Any:
     arrays = {"x": x, "y": y} | ({} if weights is None else {"weights": weights})
-    _dispatch.check_arrays(name, **arrays)
+    library = _dispatch.check_arrays(name, **arrays)
     _dispatch.check_floats(name, **arrays)
     if x.ndim != 1:
         raise ValueError(f"{name}: x must have shape (n,), got {tuple(x.shape)}; pass one variable")
@@ -78,7 +78,8 @@ def _call(name: str, x: Any, y: Any, weights: Any, unbiased: bool, covariance: b
             )
     if unbiased and weights is not None:
         raise ValueError(f"{name}: weights must be None where unbiased=True, got an array; leave out one of the two")
-    return _dispatch.call("distance_correlation", x, y, weights, bool(unbiased), covariance, threads=threads)
+    found = _dispatch.call("distance_correlation", x, y, weights, bool(unbiased), covariance, threads=threads)
+    return found if library == "torch" else found[()]
 
 
 def check_values(x: Any, y: Any, weights: Any, unbiased: bool, covariance: bool, needed: list[bool]) -> None:

@@ -1,4 +1,4 @@
-"""Numba backend: O(n log n) by sorting and one pass of dominance sums, O(n^2) over pairs for few points. See README.md."""
+"""Numba backend: two sorts and one pass of dominance sums; over all pairs where points are few. See README.md."""
 
 import math
 
@@ -46,24 +46,27 @@ def sweep(x, y, n, work, unbiased, covariance, dx, dy):
     _orders(x, y, *bits, *keys, place, by_x, rank, first_x, by_y, position, first_y, spare)
     mass, mass_spare, before = (work[row : row + 2].reshape(-1, 2)[:n] for row in (7, 9, 11))
     table = work[13:].reshape(-1, 4)[:n]
+    rest = (spare, place, mass, mass_spare, before, table, unbiased, covariance)
     (x, y, p), value = work[4:7, :n], 0.0
     if len(dy) or not len(dx):
-        value = _sweep(
-            x, y, p, place, by_x, rank, spare, by_y, first_y, mass, mass_spare, before, table, unbiased, covariance, dy
-        )
+        value = _sweep(x, y, p, by_x, rank, by_y, first_y, *rest, dy)
     if len(dx):
-        value = _sweep(
-            y, x, p, place, by_y, position, spare, by_x, first_x, mass, mass_spare, before, table, unbiased, covariance, dx
-        )
+        value = _sweep(y, x, p, by_y, position, by_x, first_x, *rest, dx)
     return value
 
 
 def backward(gradient, x, y, weights, unbiased, covariance, needed, dx, dy, grad_x, grad_y, *, threads):
     for grad, derivative in ((grad_x, dx), (grad_y, dy)):
         if len(derivative) == len(grad):
-            np.multiply(gradient, derivative, out=grad)
+            _scale(gradient[()], *inputs(derivative), grad)
         else:
             grad[:] = np.nan  # not asked for in the forward call: nobody may use it
+
+
+@kernel
+def _scale(factor, derivative, gradient):
+    for i in range(len(gradient)):
+        gradient[i] = factor * derivative[i]
 
 
 @helper
@@ -104,7 +107,7 @@ def _coefficients(n, unbiased):
 
 @kernel
 def _result(n, unbiased, covariance, s_uv, s_uu, s_vv, m_uv, m_uu, m_vv, ubar, vbar):
-    """The value, and the factors a of dV_uv and b of v in the gradient; s: sums over pairs, m: products of row means."""
+    """The value, and in its gradient the factors a of V_uv and b of V_vv; s: sums over pairs, m: over row means."""
     c0, c1, c2 = _coefficients(n, unbiased)
     v_uv = c0 * (s_uv - 2 * c1 * m_uv + c2 * ubar * vbar)
     v_uu = c0 * (s_uu - 2 * c1 * m_uu + c2 * ubar * ubar)
@@ -257,7 +260,9 @@ def _dominance(rank, rank_spare, mass, mass_spare, out):
         base += 2
     ways = (base + 7) // 8 * 8
     memory, free = np.empty(2 * ways + 8), np.empty(ways, np.int64)
-    aligned = -(memory.ctypes.data // 8) % 8  # a vector in two cache lines forwards its stores slowly: 1.5 times as long
+    aligned = (
+        -(memory.ctypes.data // 8) % 8
+    )  # a vector in two cache lines forwards its stores slowly: 1.5 times as long
     below = memory[aligned : aligned + 2 * ways].reshape(2, ways)
     width = base**levels
     while width > 1:
@@ -283,7 +288,7 @@ def _dominance(rank, rank_spare, mass, mass_spare, out):
 
 @kernel
 def _sweep(
-    u, v, p, place, by_u, rank, spare, by_v, first, mass, mass_spare, before, table, unbiased, covariance, gradient
+    u, v, p, by_u, rank, by_v, first, spare, place, mass, mass_spare, before, table, unbiased, covariance, gradient
 ):
     """The value and, unless `gradient` is empty, its derivatives in v; ranks are those in v of points ordered by u."""
     n = len(u)

@@ -36,3 +36,11 @@ def variances(x, y, weights=None, unbiased=False):
                 a[np.arange(len(block)), block] = b[np.arange(len(block)), block] = 0
             found += [pairs[block] @ (m @ pairs) for m in (a * b, a * a, b * b)]
     return found
+
+
+def rounding_scale(x, y, weights=None):
+    """n/2 (S_xx / V_xx + S_yy / V_yy), S = sum_ij p_i p_j a_ij^2: V comes from n additions of terms that S bounds."""
+    w = np.ones(len(x)) if weights is None else np.asarray(weights, np.float64)
+    s = [2 * np.cov(np.asarray(v, np.float64), aweights=w, ddof=0) for v in (x, y)]
+    v = variances(x, y, weights)[1:]
+    return len(x) / 2 * sum(np.divide(s, v, out=np.ones(2), where=v > 0))
