@@ -100,12 +100,21 @@ def _inner(folder: Path) -> np.ndarray:
     return np.load(folder / "offsets.npy")[1:-1]
 
 
+def _dcor(folder: Path) -> Callable[[], Any]:
+    import dcor
+
+    x, y = (np.load(folder / f"{name}.npy").astype(np.float64) for name in "xy")
+    dcor.distance_correlation_sqr(x, y)  # compiles
+    return lambda: (dcor.distance_correlation_sqr(x, y),)
+
+
 TASKS = {
     "energyflow": _energyflow_pixelate,
     "pandas_write": _pandas_write,
     "pandas": _pandas_read,
     "weaver_knn": _weaver_knn,
     "scipy_knn": _scipy_knn,
+    "dcor": _dcor,
 }
 
 

@@ -98,3 +98,12 @@ def pfn(model: Any, x: Any, valid: Any) -> Any:
 
     latent = torch.relu_(model.phi(x)) * valid[..., None]
     return model.f(latent.sum(1))
+
+
+def distance_correlation(x: Any, y: Any, weights: Any) -> Any:
+    """dCorr^2 of torch tensors by its definition, a dozen n x n matrices; differentiable."""
+    p = weights / weights.sum()
+    a, b = (x[:, None] - x).abs(), (y[:, None] - y).abs()
+    a, b = (d - m - m[:, None] + m @ p for d, m in ((a, a @ p), (b, b @ p)))
+    v_xy, v_xx, v_yy = (p @ d @ p for d in (a * b, a * a, b * b))
+    return v_xy / (v_xx * v_yy).sqrt()
