@@ -7,31 +7,32 @@ import numpy as np
 from .._numba import helper, inputs, kernel
 
 FEW = 256  # points up to which the pairs are faster
-WAYS = 23  # at most so many ways out of one bucket in `_dominance`
+BITS = 4  # of a rank per level of the tree of sums: nodes have 16 lanes
 SIGN = np.uint64(1 << 63)
 LOW = np.uint64(0xFFFFFFFF)
-P, U, V, UBAR = range(4)  # columns of `table` in `_sweep`
+X, Y, P = range(3)  # columns of `points`; a fourth makes a row half a cache line
+U, V, UBAR = 0, 1, 3  # and of `table` in `_sweep`, with P
 
 
 def run(x, y, weights, unbiased, covariance, needed, out, dx, dy, *, threads):
     dx[:] = dy[:] = 0
     x, y, weights = inputs(x, y, np.ones(len(x), x.dtype) if weights is None else weights)
-    work = np.empty((17, len(x)))  # one piece: malloc keeps up to 32 MB; many arrays would be new pages in every call
-    place, points = work[:4].view(np.uint32).reshape(8, len(x))[0], work[4:7]
+    work = np.empty((17, len(x) + 64))  # one piece: malloc keeps up to 32 MB; many would be new pages in every call
+    place, points = work[:4].view(np.uint32).reshape(8, -1)[0], work[4:8].reshape(-1, 4)
     n = _centre(x, y, weights, place, points)
     if n < (4 if unbiased else 2):
         out[()] = 0
-    elif not math.isfinite(points[:, 0].sum()):
+    elif not math.isfinite(points[0].sum()):
         out[()] = dx[:] = dy[:] = np.nan
     elif n <= FEW:
-        out[()] = pairs(place[:n], points[:, :n], unbiased, covariance, dx, dy)
+        out[()] = pairs(place[:n], points[:n], unbiased, covariance, dx, dy)
     else:
         out[()] = sweep(x, y, n, work, unbiased, covariance, dx, dy)
 
 
 def pairs(place, points, unbiased, covariance, dx, dy):
     """O(n^2) time: every sum over all pairs."""
-    x, y, p = points
+    x, y, p, _ = points.T.copy()
     value = _pairs(x, y, p, place, unbiased, covariance, dy)
     if len(dx):
         _pairs(y, x, p, place, unbiased, covariance, dx)
@@ -39,19 +40,20 @@ def pairs(place, points, unbiased, covariance, dx, dy):
 
 
 def sweep(x, y, n, work, unbiased, covariance, dx, dy):
-    """O(n log n) time; all memory is `work`, 17 n floats, with place and points from `_centre`."""
-    place, by_x, rank, first_x, by_y, position, first_y, spare = work[:4].view(np.uint32).reshape(8, -1)[:, :n]
+    """O(n log n) time; all memory is `work`, 17 rows of n + 64, with place and points from `_centre`."""
+    place, by_x, rank, first_x, by_y, position, first_y, free = work[:4].view(np.uint32).reshape(8, -1)[:, :n]
     bits = [values.view(f"u{values.itemsize}") for values in (x, y)]
-    keys = work[7:9].view(np.uint64)[:, :n]
-    _orders(x, y, *bits, *keys, place, by_x, rank, first_x, by_y, position, first_y, spare)
-    mass, mass_spare, before = (work[row : row + 2].reshape(-1, 2)[:n] for row in (7, 9, 11))
-    table = work[13:].reshape(-1, 4)[:n]
-    rest = (spare, place, mass, mass_spare, before, table, unbiased, covariance)
-    (x, y, p), value = work[4:7, :n], 0.0
+    points, table = work[4:8].reshape(-1, 4)[:n], work[8:12].reshape(-1, 4)[:n]
+    keys, before = work[12:14].view(np.uint64)[:, :n], work[12:14].reshape(-1, 2)[:n]
+    _orders(x, y, *bits, *keys, place, by_x, rank, first_x, by_y, position, first_y, free)
+    tree = work[14:].reshape(-1)
+    tree = tree[-(tree.ctypes.data // 8) % 8 :]  # a vector in two cache lines forwards its stores slowly
+    rest = (place, points, before, table, tree, BITS, unbiased, covariance)
+    value = 0.0
     if len(dy) or not len(dx):
-        value = _sweep(x, y, p, by_x, rank, by_y, first_y, *rest, dy)
+        value = _sweep(X, Y, by_x, rank, by_y, first_y, *rest, dy)
     if len(dx):
-        value = _sweep(y, x, p, by_y, position, by_x, first_x, *rest, dx)
+        value = _sweep(Y, X, by_y, position, by_x, first_x, *rest, dx)
     return value
 
 
@@ -85,15 +87,15 @@ def _centre(x, y, weights, place, points):
         if weights[i] != 0.0:
             origin = i if n == 0 else origin
             w, dx, dy = np.float64(weights[i]), _minus(x[i], x[origin]), _minus(y[i], y[origin])
-            place[n], points[0, n], points[1, n], points[2, n] = i, dx, dy, w
+            place[n], points[n, X], points[n, Y], points[n, P], points[n, 3] = i, dx, dy, w, 0.0
             total += w
             sum_x += w * dx
             sum_y += w * dy
             n += 1
     for i in range(n):
-        points[0, i] -= sum_x / total
-        points[1, i] -= sum_y / total
-        points[2, i] /= total
+        points[i, X] -= sum_x / total
+        points[i, Y] -= sum_y / total
+        points[i, P] /= total
     return n
 
 
@@ -246,70 +248,64 @@ def _orders(x, y, x_bits, y_bits, keys, spare, place, by_x, rank, first_x, by_y,
 
 
 @kernel
-def _dominance(rank, rank_spare, mass, mass_spare, out):
-    """Add to out[rank[i]] the sum of mass[j] over j < i with rank[j] < rank[i]; overwrites the other arrays.
+def _plant(n, bits, tree, roots):
+    """Empty the tree of sums over ranks below n; roots[level] is where its level begins, leaves first. Its height."""
+    height, nodes, size = 0, n, 0
+    while nodes > 1:
+        nodes = ((nodes - 1) >> bits) + 1
+        roots[height] = size
+        size += 2 * nodes << bits
+        height += 1
+    tree[:size] = 0.0
+    return height
 
-    Digit by digit of the rank, the highest first: points with equal higher digits are a bucket and keep their sequence;
-    each adds what lies in lower ways of its bucket so far and goes to its way. Ranks are distinct: no counting.
+
+@helper
+def _dominance(rank, p, pu, bits, tree, roots, height):
+    """Sums of p and p u over what the tree holds at lower ranks; then adds p and p u at this rank.
+
+    A node has a lane per child, which holds the sum over the lanes before it: one number to read and a vector to add
+    on each level. The number of bits comes as an argument: with a constant LLVM unrolls the loop and packs nothing.
     """
-    n, levels = len(rank), 1
-    while n > WAYS**levels:
-        levels += 1
-    base = 3  # odd: ways that start a power of two apart would share few cache sets, and take three times as long
-    while n > base**levels:
-        base += 2
-    ways = (base + 7) // 8 * 8
-    memory, free = np.empty(2 * ways + 8), np.empty(ways, np.int64)
-    aligned = (
-        -(memory.ctypes.data // 8) % 8
-    )  # a vector in two cache lines forwards its stores slowly: 1.5 times as long
-    below = memory[aligned : aligned + 2 * ways].reshape(2, ways)
-    width = base**levels
-    while width > 1:
-        size, width = width, width // base
-        inverse = 1 / width
-        for start in range(0, n, size):
-            below[:] = 0.0
-            for way in range(base):
-                free[way] = start + way * width
-            for i in range(start, min(n, start + size)):
-                r, p, pu = rank[i], mass[i, 0], mass[i, 1]
-                way = np.int64((np.float64(r - start) + 0.5) * inverse)
-                out[r, 0] += below[0, way]
-                out[r, 1] += below[1, way]
-                for other in range(ways):
-                    below[0, other] += p if other > way else 0.0
-                    below[1, other] += pu if other > way else 0.0
-                to = free[way]
-                free[way] += 1
-                rank_spare[to], mass_spare[to, 0], mass_spare[to, 1] = r, p, pu
-        rank, rank_spare, mass, mass_spare = rank_spare, rank, mass_spare, mass
+    ways, below, below_u = 1 << bits, 0.0, 0.0
+    for level in range(height):
+        parent, lane = rank >> bits, rank & (ways - 1)
+        first = roots[level] + 2 * ways * parent
+        node, node_u = tree[first : first + ways], tree[first + ways : first + 2 * ways]
+        below += node[lane]
+        below_u += node_u[lane]
+        for other in range(ways):
+            node[other] += p if other > lane else 0.0
+            node_u[other] += pu if other > lane else 0.0
+        rank = parent
+    return below, below_u
 
 
 @kernel
 def _sweep(
-    u, v, p, by_u, rank, by_v, first, spare, place, mass, mass_spare, before, table, unbiased, covariance, gradient
+    at_u, at_v, by_u, rank, by_v, first, place, points, before, table, tree, bits, unbiased, covariance, gradient
 ):
     """The value and, unless `gradient` is empty, its derivatives in v; ranks are those in v of points ordered by u."""
-    n = len(u)
+    n = len(points)
     s_uv = s_uu = s_vv = m_uv = m_uu = m_vv = total_u = total_v = 0.0
     rest_u = rest_v = 0.0  # of rounding, in the mean
     for k in range(n):
-        rest_u += p[k] * u[k]
-        rest_v += p[k] * v[k]
+        rest_u += points[k, P] * points[k, at_u]
+        rest_v += points[k, P] * points[k, at_v]
+    roots = np.empty(16, np.int64)
+    height = _plant(n, bits, tree, roots)
     c = cu = 0.0
     for i in range(n):
-        k, r = by_u[i], rank[i]
-        c += p[k]
-        cu += p[k] * u[k]
-        row = u[k] * (2 * c - 1) - 2 * cu + rest_u
-        before[i, 0] = before[i, 1] = 0.0
-        mass[i, 0], mass[i, 1] = p[k], p[k] * u[k]
-        table[r, P], table[r, U], table[r, V], table[r, UBAR] = p[k], u[k], v[k], row
-        total_u += p[k] * row
-        m_uu += p[k] * row * row
-        s_uu += 2 * p[k] * u[k] * u[k]
-    _dominance(rank, spare, mass, mass_spare, before)
+        k, r = by_u[i], np.int64(rank[i])
+        pk, uk, vk = points[k, P], points[k, at_u], points[k, at_v]
+        c += pk
+        cu += pk * uk
+        row = uk * (2 * c - 1) - 2 * cu + rest_u
+        before[r, 0], before[r, 1] = _dominance(r, pk, pk * uk, bits, tree, roots, height)
+        table[r, P], table[r, U], table[r, V], table[r, UBAR] = pk, uk, vk, row
+        total_u += pk * row
+        m_uu += pk * row * row
+        s_uu += 2 * pk * uk * uk
     g = table[:, U]  # takes the place of u
     c = cu = cv = 0.0
     r = 0
