@@ -296,13 +296,13 @@ def _sweep(
     height = _plant(n, bits, tree, roots)
     c = cu = 0.0
     for i in range(n):
-        k, r = by_u[i], np.int64(rank[i])
+        k, to = by_u[i], np.int64(rank[i])
         pk, uk, vk = points[k, P], points[k, at_u], points[k, at_v]
         c += pk
         cu += pk * uk
         row = uk * (2 * c - 1) - 2 * cu + rest_u
-        before[r, 0], before[r, 1] = _dominance(r, pk, pk * uk, bits, tree, roots, height)
-        table[r, P], table[r, U], table[r, V], table[r, UBAR] = pk, uk, vk, row
+        before[to, 0], before[to, 1] = _dominance(to, pk, pk * uk, bits, tree, roots, height)
+        table[to, P], table[to, U], table[to, V], table[to, UBAR] = pk, uk, vk, row
         total_u += pk * row
         m_uu += pk * row * row
         s_uu += 2 * pk * uk * uk
