@@ -121,7 +121,7 @@ def arguments_of(op):
         "knn": [(rows().detach(), 2, OFFSETS, 1), (rows().detach(), 2, None, None)],
         "distance_correlation": [
             (*(row.clone().requires_grad_() for row in rows().detach().T[:2]), None, True, False, [True, True]),
-            (pt, eta.requires_grad_(), phi.abs(), False, True, [False, True]),
+            (pt, eta.clone().requires_grad_(), phi.abs(), False, True, [False, True]),
         ],
     }[op]
 
