@@ -108,6 +108,32 @@ def _dcor(folder: Path) -> Callable[[], Any]:
     return lambda: (dcor.distance_correlation_sqr(x, y),)
 
 
+def _weaver_pairs(folder: Path, length: int | None, batch: int = 1, gradient: bool = False) -> Callable[[], Any]:
+    """pairwise_lv_fts_pp of all n^2 pairs, jet by jet or padded to `length` in batches.
+
+    With `gradient` that of the sum over the pairs i > j by p4: of a pair i = j the square root of 0 makes it NaN.
+    """
+    import torch
+    from weaver.nn.model.ParticleTransformer import pairwise_lv_fts_pp
+
+    torch.set_num_threads(1)
+    jets = np.split(np.load(folder / "p4.npy"), np.load(folder / "offsets.npy")[1:-1], axis=1)
+    if length is None:
+        blocks = [torch.from_numpy(jet)[None].requires_grad_(gradient) for jet in jets]
+    else:
+        padded = torch.zeros(len(jets), 4, length)
+        for row, jet in zip(padded, map(torch.from_numpy, jets)):
+            row[:, : jet.shape[1]] = jet
+        blocks = list(padded.split(batch))
+
+    def gradients() -> tuple:
+        different = [torch.tril_indices(x.shape[2], x.shape[2], -1) for x in blocks]
+        sums = [pairwise_lv_fts_pp(x[:, :, i], x[:, :, j]).sum() for x, (i, j) in zip(blocks, different)]
+        return torch.autograd.grad(sums, blocks)
+
+    return gradients if gradient else lambda: tuple(pairwise_lv_fts_pp(x[..., None], x[:, :, None]) for x in blocks)
+
+
 TASKS = {
     "energyflow": _energyflow_pixelate,
     "pandas_write": _pandas_write,
@@ -115,6 +141,7 @@ TASKS = {
     "weaver_knn": _weaver_knn,
     "scipy_knn": _scipy_knn,
     "dcor": _dcor,
+    "weaver_pairs": _weaver_pairs,
 }
 
 

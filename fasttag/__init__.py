@@ -17,7 +17,16 @@ if TYPE_CHECKING:
     from . import compat, features, io, metrics, models, ops, plots, training
     from ._backends import backends, warmup
     from .io import iter_read, read, write
-    from .ops import distance_correlation, distance_covariance, jet_p4, kinematics, knn, pixelate, segment
+    from .ops import (
+        distance_correlation,
+        distance_covariance,
+        jet_p4,
+        kinematics,
+        knn,
+        pairwise_features,
+        pixelate,
+        segment,
+    )
 
 __version__ = "0.1.0"
 
@@ -32,6 +41,7 @@ _LAZY = {
     "jet_p4": "ops",
     "kinematics": "ops",
     "knn": "ops",
+    "pairwise_features": "ops",
     "pixelate": "ops",
     "segment": "ops",
 }
@@ -57,6 +67,7 @@ __all__ = [
     "metrics",
     "models",
     "ops",
+    "pairwise_features",
     "pixelate",
     "plots",
     "read",

@@ -36,6 +36,7 @@ def warmup(ops: Iterable[str] | None = None) -> None:
             "pixelate": (one, one, one, offsets),
             "knn": (one[:, None],),
             "distance_correlation": (one.repeat(9), one.repeat(9)),
+            "pairwise_features": (np.ones((4, 1), dtype), offsets),
         }
         for name in names:
             getattr(functions, name)(*arguments[name])

@@ -92,6 +92,40 @@ def knn(x: Any, valid: Any, k: int) -> Any:
     return d.topk(k, largest=False).indices
 
 
+def pair_list(offsets: Any) -> tuple[Any, Any]:
+    """Constituents i and j of all n^2 pairs of each jet, row-major, from offsets (J+1,) as a tensor."""
+    import torch
+
+    counts = offsets.diff()
+    partners = counts.repeat_interleave(counts)
+    i = torch.arange(len(partners)).repeat_interleave(partners)
+    first = offsets[:-1].repeat_interleave(counts) - (partners.cumsum(0) - partners)
+    return i, torch.arange(len(i)) + first.repeat_interleave(partners)
+
+
+def pairwise_features(p4: Any, offsets: Any) -> Any:
+    """weaver's ln kt, ln z, ln Delta, ln m^2 of all pairs (4, M) as tensors, over a list of pairs: no padding."""
+    import math
+
+    import torch
+
+    i, j = pair_list(offsets)
+    px, py, pz, e = p4
+    pt, y, phi = (
+        (px * px + py * py).sqrt(),
+        torch.log1p(2 * pz / (e - pz).clamp(min=1e-20)).mul_(0.5),
+        torch.atan2(py, px),
+    )
+    a, b = pt[i], pt[j]
+    dphi = phi[i].sub_(phi[j]).add_(math.pi).remainder_(2 * math.pi).sub_(math.pi)
+    delta = torch.hypot(y[i].sub_(y[j]), dphi)
+    low = torch.minimum(a, b)
+    x, y, z, e = (row[i].add_(row[j]) for row in p4)
+    m2 = e.square_().sub_(x.square_()).sub_(y.square_()).sub_(z.square_())
+    found = torch.stack([low * delta, low.div_(a.add_(b).clamp_(min=1e-8)), delta, m2])
+    return found.clamp_(min=1e-8).log_()
+
+
 def pfn(model: Any, x: Any, valid: Any) -> Any:
     """Logits of a fasttag PFN on padded inputs x (J, L, 3), valid (J, L): the usual dense torch form."""
     import torch

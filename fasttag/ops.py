@@ -10,6 +10,8 @@ from fasttag_kernels.kinematics import Kinematics
 from fasttag_kernels.kinematics import kinematics as _kinematics
 from fasttag_kernels.knn import knn as _knn
 from fasttag_kernels.pad import pad
+from fasttag_kernels.pairwise_features import count_pairs
+from fasttag_kernels.pairwise_features import pairwise_features as _pairwise_features
 from fasttag_kernels.pixelate import pixelate as _pixelate
 from fasttag_kernels.segment import segment
 
@@ -24,6 +26,7 @@ __all__ = [
     "kinematics",
     "knn",
     "pad",
+    "pairwise_features",
     "pixelate",
     "segment",
 ]
@@ -64,6 +67,18 @@ def knn(jets: Any, k: int = 16, *, threads: int | None = None, **options: Any) -
     _, _, eta, phi, _ = _kinematics(jets.p4, threads=threads)
     points = interop.require(jets.library).stack([eta, phi], 1)
     return _knn(points, k, offsets=jets.offsets, periodic=1, threads=threads)
+
+
+@_documented(_pairwise_features, "p4, offsets and, from its `offsets_host`, pairs")
+def pairwise_features(jets: Any, *arrays: Any, **options: Any) -> Any:
+    if not isinstance(jets, Jets):
+        return _pairwise_features(jets, *arrays, **options)
+    if arrays:
+        raise TypeError(
+            f"pairwise_features: options must be given by name, got {len(arrays)} more arguments; write features=..."
+        )
+    pairs = count_pairs(jets.offsets_host, options.get("triangle", "full"))
+    return _pairwise_features(jets.p4, jets.offsets, **{"pairs": pairs, **options})
 
 
 def jet_p4(jets: Jets, *, threads: int | None = None) -> Any:

@@ -16,6 +16,8 @@ from fasttag_kernels.knn import knn
 from fasttag_kernels.knn import reference as knn_reference
 from fasttag_kernels.pad import pad
 from fasttag_kernels.pad import reference as pad_reference
+from fasttag_kernels.pairwise_features import FEATURES, pairwise_features
+from fasttag_kernels.pairwise_features import reference as pairwise_features_reference
 from fasttag_kernels.pixelate import CHANNELS, pixelate
 from fasttag_kernels.pixelate import reference as pixelate_reference
 from fasttag_kernels.segment import reference as segment_reference
@@ -137,6 +139,25 @@ def _distance_correlation_scale(x: np.ndarray, y: np.ndarray, weights: np.ndarra
     return distance_correlation_reference.rounding_scale(x, y, weights)
 
 
+def _short_jets(p4: np.ndarray, offsets: np.ndarray) -> tuple:
+    """At most 300 constituents each: 5000 have 25 million pairs, which test_pairwise_features.py looks at."""
+    counts = np.minimum(np.diff(offsets), 300)
+    return p4, offsets[:1] + np.concatenate([[0], np.cumsum(counts)])
+
+
+def _pairwise_features(p4: Any, offsets: Any, **options: Any) -> Any:
+    return pairwise_features(p4, offsets, features=FEATURES, **options)
+
+
+def _pairwise_features_oracle(p4: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    return pairwise_features_reference.pairwise_features(p4, offsets, features=FEATURES)
+
+
+def _pairs_of_jet(output: np.ndarray, offsets: np.ndarray, j: int) -> np.ndarray:
+    start, stop = np.concatenate([[0], np.cumsum(np.diff(offsets) ** 2)])[j : j + 2]
+    return output[:, start:stop]
+
+
 OPS: dict[str, Op] = {
     "kinematics": Op(
         lambda p4, offsets: (p4,), kinematics, kinematics_reference.kinematics, _kinematics_scale, ragged=False
@@ -160,5 +181,12 @@ OPS: dict[str, Op] = {
         distance_correlation_reference.distance_correlation,
         _distance_correlation_scale,
         ragged=False,
+    ),
+    "pairwise_features": Op(
+        _short_jets,
+        _pairwise_features,
+        _pairwise_features_oracle,
+        lambda p4, offsets: pairwise_features_reference.rounding_scale(p4, offsets, FEATURES),
+        of_jet=_pairs_of_jet,
     ),
 }

@@ -26,4 +26,8 @@ TOLERANCES = {
     # and as many in the row means that M and T are made of; float32 is rounded once more
     ("distance_correlation", "float32"): (0.5 * EPS32, 8 * EPS64),
     ("distance_correlation", "float64"): (0.0, 8 * EPS64),
+    # a logarithm of 1 ulp, or two for psi, and half an ulp each for a sum or product around it; scale =
+    # reference.rounding_scale: roundings in the dtype before the logarithm and those in float64 before them
+    ("pairwise_features", "float32"): (2 * EPS32, EPS32),
+    ("pairwise_features", "float64"): (2 * EPS64, EPS64),
 }

@@ -46,6 +46,12 @@ def _fma32(context, x, y, z):
     return float32(float32, float32, float32), lambda c, b, s, a: b.fma(*a)
 
 
+@intrinsic
+def fma(context, x, y, z):
+    """x y + z of float64, rounded once."""
+    return float64(float64, float64, float64), lambda c, b, s, a: b.fma(*a)
+
+
 def _by_dtype(single, double):
     """A function for kernels that is `single` for float32 and `double` for float64 arguments."""
 

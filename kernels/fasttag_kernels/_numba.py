@@ -63,8 +63,12 @@ def helper(function: Callable) -> Any:
 
 
 def exact(function: Callable) -> Any:
-    """Compile a kernel, or a function for one, whose floating-point operations are all rounded in the order written."""
-    return _njit(function)
+    """Compile a kernel, or a function for one, whose floating-point operations are all rounded in the order written.
+
+    With an empty set, not without one: what a caller makes Numba compile inherits the options it has not set. Not
+    inlined by force: that gives operations without flags those of the caller.
+    """
+    return _njit(function, fastmath=set())
 
 
 def inputs(*arrays: np.ndarray) -> tuple[np.ndarray, ...]:

@@ -66,6 +66,45 @@ def store(typing, array, row, column, vector):
     return types.void(array, row, column, vector), generate
 
 
+def _masked(context, builder, array, values, count):
+    """What `llvm.masked.load` and `.store` need: pointer to array[index] of a 1-d array, alignment, the first lanes."""
+    kind, data, index = array
+    item = cgutils.get_item_pointer(context, builder, kind, context.make_array(kind)(context, builder, data), [index])
+    lanes = ir.Constant(ir.VectorType(count.type, LANES), list(range(LANES)))
+    align = ir.Constant(ir.IntType(32), kind.dtype.bitwidth // 8)
+    return builder.bitcast(item, values.as_pointer()), align, builder.icmp_signed("<", lanes, splat(builder, count))
+
+
+@intrinsic
+def load_first(typing, array, index, count):
+    """array[index : index + count] of a 1-d array for count <= LANES, then zeros; no bounds, nothing is read beyond."""
+
+    def generate(context, builder, signature, arguments):
+        values = ir.VectorType(context.get_data_type(array.dtype), LANES)
+        place = _masked(context, builder, (signature.args[0], *arguments[:2]), values, arguments[2])
+        zeros = ir.Constant(values, [0.0] * LANES)
+        kind = ir.FunctionType(values, [x.type for x in (*place, zeros)])
+        name = f"llvm.masked.load.v{LANES}f{array.dtype.bitwidth}.p0"
+        return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [*place, zeros])
+
+    return Vector(array.dtype)(array, types.int64, types.int64), generate
+
+
+@intrinsic
+def store_first(typing, array, index, vector, count):
+    """array[index : index + count] of a 1-d array = the first of `vector`; no bounds, nothing is written beyond."""
+
+    def generate(context, builder, signature, arguments):
+        data, at, value, number = arguments
+        place = _masked(context, builder, (signature.args[0], data, at), value.type, number)
+        kind = ir.FunctionType(ir.VoidType(), [x.type for x in (value, *place)])
+        name = f"llvm.masked.store.v{LANES}f{array.dtype.bitwidth}.p0"
+        builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [value, *place])
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64, vector, types.int64), generate
+
+
 @intrinsic
 def transpose(typing, source, row, column, target, to_row, to_column):
     """A block of LANES x LANES of `target` becomes one of `source`, with rows and columns exchanged."""

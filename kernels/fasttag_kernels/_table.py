@@ -74,4 +74,19 @@ TABLE: dict[str, dict[str, Any]] = {
         "gradients": ("x", "y"),
         "paper": "Huo and Szekely, arXiv:1410.1503; Chaudhuri and Hu, arXiv:1810.11332; DisCo, arXiv:2001.05310",
     },
+    "pairwise_features": {
+        "backends": {"numba": "pairwise_features.numba_cpu:run"},
+        "backward": {"numba": "pairwise_features.numba_cpu:backward"},
+        "arguments": {
+            "p4": "Tensor",
+            "offsets": "Tensor",
+            "pairs": "SymInt",
+            "features": "str[]",
+            "triangle": "str",
+            "m2": "str",
+        },
+        "returns": "Tensor",
+        "gradients": ("p4",),
+        "paper": "Particle Transformer, arXiv:2202.03772, section 4; LorentzNet, arXiv:2201.08187",
+    },
 }

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import shutil
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 from torch.autograd import forward_ad
 
+import fasttag
 from cases import CASES
 from fasttag_kernels import TABLE, _torch
 from fasttag_kernels.distance_correlation import distance_correlation, distance_covariance
 from fasttag_kernels.kinematics import kinematics, reference
 from fasttag_kernels.knn import knn
 from fasttag_kernels.pad import pad
+from fasttag_kernels.pairwise_features import FEATURES, pairwise_features
+from fasttag_kernels.pairwise_features import reference as pairwise_reference
 from fasttag_kernels.pixelate import pixelate
 from fasttag_kernels.segment import segment
 from tolerances import EPS32, EPS64
@@ -43,6 +47,62 @@ def test_gradcheck_kinematics():
 def test_gradcheck_segment():
     assert torch.autograd.gradcheck(lambda values: segment(values, OFFSETS), rows())
     assert torch.autograd.gradcheck(lambda values: segment(values[:, 0], OFFSETS), rows())
+
+
+@pytest.mark.parametrize("m2", ["stable", "reference"])
+@pytest.mark.parametrize("triangle", ["full", "lower"])
+def test_gradcheck_pairwise_features(triangle, m2):
+    """All but ln_m2 of a constituent with itself, whose derivative is 0 by definition."""
+    counts = OFFSETS.diff()
+    i, j = torch.cat([torch.cartesian_prod(torch.arange(n), torch.arange(n)) for n in counts]).T
+    different = (i != j)[(i >= j) | (triangle == "full")]
+
+    def run(p4):
+        found = pairwise_features(p4, OFFSETS, features=FEATURES, triangle=triangle, m2=m2)
+        return found[FEATURES.index("ln_m2"), different], *(x for x, f in zip(found, FEATURES) if f != "ln_m2")
+
+    assert torch.autograd.gradcheck(run, massive())
+    assert torch.autograd.gradcheck(lambda flat: run(flat.T), massive().detach().T.clone().requires_grad_())
+    found = pairwise_features(p4 := massive(), OFFSETS, features=("ln_m2",), triangle=triangle, m2=m2)
+    assert not torch.autograd.grad(found[0, ~different].sum(), p4)[0].any()
+
+
+def gradient_of_reference(gradient, p4, offsets, triangle):
+    """Jet by jet; `gradient` (F, M) of all FEATURES."""
+    out, start = np.zeros(p4.shape), 0
+    for a, b in pairwise(offsets):
+        i, j = np.tril_indices(b - a) if triangle == "lower" else np.indices((b - a, b - a)).reshape(2, -1)
+        blocks = np.zeros((len(FEATURES), b - a, b - a))
+        blocks[:, i, j] = gradient[:, start : start + i.size]
+        start += i.size
+        out[:, a:b] = pairwise_reference.jet_gradient(dict(zip(FEATURES, blocks)), p4[:, a:b])
+    return out
+
+
+@every_dtype
+@pytest.mark.parametrize("triangle", ["full", "lower"])
+@pytest.mark.parametrize("case", ["massive", "duplicates", "zero pt", "offsets above zero"])
+def test_pairwise_gradient_is_the_reference(case, triangle, dtype, monkeypatch):
+    poison = lambda shape, dtype: torch.full(shape, torch.nan, dtype=getattr(torch, dtype))
+    p4, offsets = CASES[case]()
+    p4 = torch.from_numpy(p4.astype(dtype)).requires_grad_()
+    found = pairwise_features(p4, torch.from_numpy(offsets), features=FEATURES, triangle=triangle)
+    gradient = torch.from_numpy(np.random.default_rng(7).normal(size=found.shape).astype(dtype))
+    monkeypatch.setattr(_torch, "_empty", poison)
+    found = torch.autograd.grad(found, p4, gradient)[0].numpy()
+    expected = gradient_of_reference(gradient.double().numpy(), p4.detach().numpy(), offsets, triangle)
+    # 1 / m^2 and 1 / Delta^2 of close pairs see E^2 / m^2 eps, here up to 1e7; the pt of float32 is rounded once
+    scale = np.abs(expected).max() * (1e7 * EPS64 + (EPS32 if dtype == "float32" else 0))
+    assert found.dtype == dtype and (np.abs(found - expected) <= scale).all()
+    assert not found[:, : offsets[0]].any() and not found[:, offsets[-1] :].any()
+
+
+def test_pairwise_gradient_of_a_jet_that_is_not_finite():
+    p4 = massive().detach()
+    p4[2, 5] = torch.inf
+    features = pairwise_features(p4.requires_grad_(), OFFSETS)
+    (found,) = torch.autograd.grad(features[:, :4].sum(), p4)
+    assert found[:, 3:7].isnan().all() and found[:, 1:3].isfinite().all() and not found[:, [0, 7, 8]].any()
 
 
 MASSLESS, SPACELIKE, ALONG_BEAM = slice(0, 3), slice(3, 6), slice(6, 10)
@@ -123,6 +183,10 @@ def arguments_of(op):
             (*(row.clone().requires_grad_() for row in rows().detach().T[:2]), None, True, False, [True, True]),
             (pt, eta.clone().requires_grad_(), phi.abs(), False, True, [False, True]),
         ],
+        "pairwise_features": [
+            (p4, OFFSETS, 20, list(FEATURES), "full", "stable"),
+            (p4, OFFSETS, 13, ["ln_m2", "ln_kt"], "lower", "reference"),
+        ],
     }[op]
 
 
@@ -166,6 +230,7 @@ DIFFERENTIABLE = {
     "kinematics": (massive, lambda p4: kinematics(p4).mass),
     "segment": (rows, lambda values: segment(values, OFFSETS)),
     "distance_correlation": (rows, lambda values: distance_correlation(values[:, 0], values[:, 1])),
+    "pairwise_features": (massive, lambda p4: pairwise_features(p4, OFFSETS, features=("dot",))),
 }
 
 
@@ -202,6 +267,8 @@ def tagger(p4, weights):
     return segment(torch.relu(torch.stack([k.pt, k.rapidity, k.phi], 1) @ weights), OFFSETS).sum(1)
 
 
+JETS = fasttag.Jets(massive().detach(), OFFSETS)  # made outside: checking offsets looks at values
+
 COMPILED = {
     "kinematics": lambda p4, weights: tuple(kinematics(p4)),
     "segment": lambda p4, weights: (segment(p4.T, OFFSETS), segment(p4[0], OFFSETS)),
@@ -211,6 +278,11 @@ COMPILED = {
     "distance_correlation": lambda p4, weights: (
         distance_correlation(p4[0], p4[1], weights=p4.detach()[3]),
         distance_covariance(p4[0].detach(), p4[2], unbiased=True),
+    ),
+    "pairwise_features": lambda p4, weights: (
+        pairwise_features(p4, OFFSETS),
+        pairwise_features(p4, OFFSETS, features=("psi_dot",), triangle="lower", pairs=13),
+        fasttag.pairwise_features(JETS, m2="reference"),
     ),
     "tagger": lambda p4, weights: (tagger(p4, weights),),
 }
