@@ -96,6 +96,47 @@ def _scipy_knn(folder: Path, k: int) -> Callable[[], Any]:
     return lambda: tuple(cKDTree(cloud).query(cloud, k=min(k + 1, len(cloud)))[1][:, 1:] for cloud in clouds)
 
 
+def _weaver(folder: Path, function: str, fresh: bool = True) -> Callable[[], Any]:
+    """weaver's function on what its networks and loaders give it; one thread. fresh: padding gets new memory."""
+    import torch
+    from weaver.nn.model import ParticleNet, ParticleTransformer
+    from weaver.utils.data import tools
+
+    torch.set_num_threads(1)
+    tensor = lambda name: torch.from_numpy(np.load(folder / f"{name}.npy"))
+    if function == "pairwise_lv_fts_pp":
+        x = tensor("x")
+        return lambda: (ParticleTransformer.pairwise_lv_fts_pp(x.unsqueeze(-1), x.unsqueeze(-2)),)
+    if function == "knn":
+        x = tensor("x")
+        return lambda: (ParticleNet.knn(x, 16),)
+    if function == "get_graph_feature":
+        x, index = tensor("x"), tensor("index")
+        return lambda: (ParticleNet.get_graph_feature(x, 16, index),)
+    content, starts, offsets, center, scale, low, high = (
+        np.load(folder / f"{name}.npy") for name in ("content", "starts", "offsets", "center", "scale", "low", "high")
+    )
+    settings = content, starts, offsets, center, scale, low, high, np.ones(len(starts), bool)
+    pads = () if function == "_batched_fused_repeat_pad" else (np.zeros(len(starts), np.float32),)
+
+    shape = len(offsets) - 1, len(starts), 128
+    kept = np.zeros(shape, np.float32)
+
+    def pad() -> tuple[np.ndarray]:
+        out = np.zeros(shape, np.float32) if fresh else kept
+        getattr(tools, function)(*settings, *pads, out)
+        return (out,)
+
+    return pad
+
+
+def _energyflow_coordinates(folder: Path) -> Callable[[], Any]:
+    from energyflow.utils import ptyphims_from_p4s
+
+    p4s = np.load(folder / "p4s.npy")
+    return lambda: (ptyphims_from_p4s(p4s),)
+
+
 def _inner(folder: Path) -> np.ndarray:
     return np.load(folder / "offsets.npy")[1:-1]
 
@@ -142,6 +183,8 @@ TASKS = {
     "scipy_knn": _scipy_knn,
     "dcor": _dcor,
     "weaver_pairs": _weaver_pairs,
+    "weaver": _weaver,
+    "energyflow_coordinates": _energyflow_coordinates,
 }
 
 

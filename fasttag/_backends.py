@@ -37,6 +37,8 @@ def warmup(ops: Iterable[str] | None = None) -> None:
             "knn": (one[:, None],),
             "distance_correlation": (one.repeat(9), one.repeat(9)),
             "pairwise_features": (np.ones((4, 1), dtype), offsets),
+            "pair_grid": (np.ones((1, 7, 1, 1), dtype), np.ones((1, 7, 1, 1), dtype)),
+            "standardize": (one[None], offsets, 1),
         }
         for name in names:
             getattr(functions, name)(*arguments[name])

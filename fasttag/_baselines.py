@@ -141,3 +141,25 @@ def distance_correlation(x: Any, y: Any, weights: Any) -> Any:
     a, b = (d - m - m[:, None] + m @ p for d, m in ((a, a @ p), (b, b @ p)))
     v_xy, v_xx, v_yy = (p @ d @ p for d in (a * b, a * a, b * b))
     return v_xy / (v_xx * v_yy).sqrt()
+
+
+def standardize(
+    values: np.ndarray,
+    offsets: np.ndarray,
+    length: int,
+    center: np.ndarray,
+    scale: np.ndarray,
+    low: np.ndarray,
+    high: np.ndarray,
+) -> np.ndarray:
+    """(J, C, length) from values (C, N): vectorised over all constituents, then one scatter; zeros in empty slots."""
+    x = values - center[:, None]
+    x *= scale[:, None]
+    np.clip(x, low[:, None], high[:, None], out=x)
+    x[np.isnan(x)] = 0
+    counts = np.diff(offsets)
+    slot = np.arange(len(x[0])) - np.repeat(offsets[:-1], counts)
+    kept = slot < length
+    out = np.zeros((counts.size, len(values), length), values.dtype)
+    out[np.repeat(np.arange(counts.size), counts)[kept], :, slot[kept]] = x[:, kept].T
+    return out

@@ -10,10 +10,12 @@ from fasttag_kernels.kinematics import Kinematics
 from fasttag_kernels.kinematics import kinematics as _kinematics
 from fasttag_kernels.knn import knn as _knn
 from fasttag_kernels.pad import pad
+from fasttag_kernels.pair_grid import pair_grid
 from fasttag_kernels.pairwise_features import count_pairs
 from fasttag_kernels.pairwise_features import pairwise_features as _pairwise_features
 from fasttag_kernels.pixelate import pixelate as _pixelate
 from fasttag_kernels.segment import segment
+from fasttag_kernels.standardize import standardize
 
 from . import interop
 from .jets import Jets
@@ -26,9 +28,11 @@ __all__ = [
     "kinematics",
     "knn",
     "pad",
+    "pair_grid",
     "pairwise_features",
     "pixelate",
     "segment",
+    "standardize",
 ]
 
 

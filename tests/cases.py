@@ -16,12 +16,16 @@ from fasttag_kernels.knn import knn
 from fasttag_kernels.knn import reference as knn_reference
 from fasttag_kernels.pad import pad
 from fasttag_kernels.pad import reference as pad_reference
+from fasttag_kernels.pair_grid import pair_grid
+from fasttag_kernels.pair_grid import reference as pair_grid_reference
 from fasttag_kernels.pairwise_features import FEATURES, pairwise_features
 from fasttag_kernels.pairwise_features import reference as pairwise_features_reference
 from fasttag_kernels.pixelate import CHANNELS, pixelate
 from fasttag_kernels.pixelate import reference as pixelate_reference
 from fasttag_kernels.segment import reference as segment_reference
 from fasttag_kernels.segment import segment
+from fasttag_kernels.standardize import reference as standardize_reference
+from fasttag_kernels.standardize import standardize
 
 
 def _jets(counts: Any, seed: int = 1, phi: float = 0.7, before: int = 0, after: int = 0, mass: float = 0.0) -> tuple:
@@ -158,6 +162,33 @@ def _pairs_of_jet(output: np.ndarray, offsets: np.ndarray, j: int) -> np.ndarray
     return output[:, start:stop]
 
 
+SLOTS = 70
+
+
+def _columns(p4: np.ndarray, offsets: np.ndarray) -> tuple:
+    """p4 as four channels: one clipped on both sides, one with low above high, one untouched, one padded with NaN."""
+    settings = [
+        (0.5, 3.0, 0.0, -20.0),
+        (0.07, -0.2, 1.0, 1e-3),
+        (-1.0, 2.0, -np.inf, -np.inf),
+        (1.0, -2.0, np.inf, np.inf),
+        (0.0, -3.0, 7.0, np.nan),
+    ]
+    return p4, offsets, *(np.array(numbers, p4.dtype) for numbers in settings)
+
+
+def _standardize(values: Any, offsets: Any, *settings: Any, threads: Any = None) -> Any:
+    names = ("center", "scale", "low", "high", "pad_value")
+    return standardize(values, offsets, SLOTS, **dict(zip(names, settings)), threads=threads)
+
+
+def _grid_of_pairs(p4: np.ndarray, offsets: np.ndarray) -> tuple:
+    """Each constituent with itself, then with the one before."""
+    pt, y, _, phi, _ = kinematics_reference.kinematics(p4)
+    rows = np.concatenate([p4, np.stack([pt, y, phi]).astype(p4.dtype)])[None, :, None]
+    return np.repeat(rows, 2, 2), np.concatenate([rows, np.roll(rows, 1, -1)], 2)
+
+
 OPS: dict[str, Op] = {
     "kinematics": Op(
         lambda p4, offsets: (p4,), kinematics, kinematics_reference.kinematics, _kinematics_scale, ragged=False
@@ -188,5 +219,17 @@ OPS: dict[str, Op] = {
         _pairwise_features_oracle,
         lambda p4, offsets: pairwise_features_reference.rounding_scale(p4, offsets, FEATURES),
         of_jet=_pairs_of_jet,
+    ),
+    "standardize": Op(
+        _columns,
+        _standardize,
+        lambda *arguments: standardize_reference.standardize(*arguments, SLOTS),
+        lambda *arguments: np.abs(arguments[2] * arguments[3])[:, None].astype(np.float64),
+    ),
+    "pair_grid": Op(
+        _grid_of_pairs,
+        lambda first, second, threads=None: pair_grid(first, second, 5, threads=threads),
+        lambda first, second: pair_grid_reference.pair_grid(first, second, 5),
+        ragged=False,
     ),
 }

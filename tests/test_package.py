@@ -25,6 +25,7 @@ TREES = {"fasttag": ROOT / "fasttag", "fasttag_kernels": ROOT / "kernels" / "fas
 MAY_IMPORT_TORCH = (
     "fasttag/models/*.py", "fasttag/losses.py", "fasttag/training.py", "fasttag/_baselines.py",
     "fasttag/compat/disco.py",
+    "fasttag/compat/_neighbours.py", "fasttag/compat/torch_cluster.py", "fasttag/compat/weaver.py",
     "fasttag_kernels/_torch.py", "fasttag_kernels/*/torch_cpu.py", "fasttag_kernels/*/triton_gpu.py",
 )  # fmt: skip
 
@@ -41,7 +42,7 @@ def modules():
     return found
 
 
-@pytest.mark.parametrize("package", ["fasttag", "fasttag_kernels"])
+@pytest.mark.parametrize("package", ["fasttag", "fasttag.compat", "fasttag_kernels"])
 def test_import_loads_numpy_only(package):
     code = f"import {package}, sys; print([name for name in {HEAVY} if name in sys.modules])"
     assert python(code) == "[]"

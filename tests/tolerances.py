@@ -30,4 +30,10 @@ TOLERANCES = {
     # reference.rounding_scale: roundings in the dtype before the logarithm and those in float64 before them
     ("pairwise_features", "float32"): (2 * EPS32, EPS32),
     ("pairwise_features", "float64"): (2 * EPS64, EPS64),
+    # a difference and a product, half an ulp each, the first of them relative to |value| + |center|; limits are exact
+    ("standardize", "float32"): (1.5 * EPS32, 0.5 * EPS32),
+    ("standardize", "float64"): (1.5 * EPS64, 0.5 * EPS64),
+    # arguments of the logarithms have the oracle's bits; a logarithm is good to 1 ulp
+    ("pair_grid", "float32"): (EPS32, 0.0),
+    ("pair_grid", "float64"): (EPS64, 0.0),
 }

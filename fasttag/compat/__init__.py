@@ -1,6 +1,7 @@
 """Functions of other packages with their names, signatures, array orders and numbers, on fasttag's kernels.
 
-One module per package, imported on first use: `disco`, `energyflow`. The first needs torch.
+One module per package, imported on first use: `disco`, `energyflow`, `torch_cluster`, `weaver`. All but `energyflow`
+need torch.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-__all__ = ["disco", "energyflow"]
+__all__ = ["disco", "energyflow", "torch_cluster", "weaver"]
 
 
 def __getattr__(name: str) -> Any:

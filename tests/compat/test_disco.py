@@ -24,7 +24,7 @@ def textbook(x, y, w, power):
 
 @pytest.fixture(scope="module")
 def golden():
-    with np.load(Path(__file__).parent / "data" / "disco_official.npz") as f:
+    with np.load(Path(__file__).parent.parent / "data" / "disco_official.npz") as f:
         return dict(f)
 
 
