@@ -14,7 +14,7 @@ from .errors import CheckpointError, CorruptFileError, FasttagError, FormatError
 from .jets import Jets
 
 if TYPE_CHECKING:
-    from . import compat, features, io, metrics, models, ops, plots, training
+    from . import compat, features, io, losses, metrics, models, ops, plots, training
     from ._backends import backends, warmup
     from .io import iter_read, read, write
     from .ops import (
@@ -45,7 +45,7 @@ _LAZY = {
     "pixelate": "ops",
     "segment": "ops",
 }
-_MODULES = ("compat", "features", "io", "metrics", "models", "ops", "plots", "training")
+_MODULES = ("compat", "features", "io", "losses", "metrics", "models", "ops", "plots", "training")
 
 __all__ = [
     "CheckpointError",
@@ -64,6 +64,7 @@ __all__ = [
     "jet_p4",
     "kinematics",
     "knn",
+    "losses",
     "metrics",
     "models",
     "ops",

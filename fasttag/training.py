@@ -9,6 +9,7 @@ import numbers
 import os
 import time
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,16 +19,28 @@ from . import interop, metrics, models
 from ._files import replacing
 from .errors import CheckpointError
 from .jets import Jets
+from .ops import jet_p4, kinematics
 
 if TYPE_CHECKING:
+    from .losses import DisCo
     from .models._tagger import Tagger
+
+_KINDS: dict[type, tuple[type, str]] = {
+    int: (numbers.Integral, "an integer"),
+    float: (numbers.Real, "a number"),
+    str: (str, "a string"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """How to train. The learning rate rises linearly over `warmup` of all steps, then falls as a cosine to zero.
 
-    Raises TypeError for anything but a number (an integer where the default is one), ValueError for one out of range.
+    With `disco` and `against` the loss is cross-entropy + disco dCorr^2(signal probability, against), the second term
+    over the background jets of a batch: `losses.DisCo`, which says why batch_size should then be 2,048 or more.
+    `against` names a label of the jets; "mass" is the jet mass where there is no such label.
+
+    Raises TypeError for another kind than the default's (numbers may be NumPy's), ValueError for a value out of range.
     """
 
     epochs: int = 30
@@ -37,12 +50,14 @@ class Settings:
     weight_decay: float = 0.0
     patience: int = 8
     seed: int = 1
+    disco: float = 0.0
+    against: str = ""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             kind: Any = type(field.default)
-            value, rule = getattr(self, field.name), "an integer" if kind is int else "a number"
-            if not isinstance(value, numbers.Integral if kind is int else numbers.Real):
+            value, (abstract, rule) = getattr(self, field.name), _KINDS[kind]
+            if not isinstance(value, abstract):
                 raise TypeError(f"Settings: {field.name} must be {rule}, got {value!r}; change it")
             object.__setattr__(self, field.name, kind(value))  # JSON has no NumPy numbers
         rules = {
@@ -53,10 +68,16 @@ class Settings:
             "weight_decay": (0 <= self.weight_decay < math.inf, "0 or more"),
             "patience": (self.patience >= 1, "1 or more"),
             "seed": (0 <= self.seed < 2**63, "in [0, 2**63)"),
+            "disco": (0 <= self.disco < math.inf, "0 or more"),
         }
         for name, (good, rule) in rules.items():
             if not good:
                 raise ValueError(f"Settings: {name} must be {rule}, got {getattr(self, name)}; change it")
+        if (self.disco > 0) != (self.against != ""):
+            raise ValueError(
+                f"Settings: disco and against must be given together, got {self.disco} and {self.against!r}; "
+                "set disco above 0 and against to a label of the jets or to mass, or neither"
+            )
 
     def learning_rate(self, step: int, steps: int) -> float:
         """The rate of step 0..steps-1."""
@@ -84,10 +105,16 @@ def fit(
     training goes on from last.safetensors if there is one; on the CPU with the same number of threads the weights end
     the same to the bit as without the interruption, since shuffling and dropout depend on (seed, epoch) only.
 
+    The validation loss is the same sum as the training loss, with dCorr^2 over all its background at once. The history
+    holds the term disco dCorr^2 apart as well, as train_disco and val_disco; the bias of dCorr^2, about 3 / (number of
+    background jets), makes it larger in the batches of training.
+
     Raises ValueError for jets without usable labels, CheckpointError for a folder that holds another run or only parts
     of this one, FloatingPointError where the loss stops being finite.
     """
     torch = interop.require("torch")
+    from .losses import DisCo
+
     settings = settings or Settings()
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -98,7 +125,8 @@ def fit(
     torch.manual_seed(settings.seed)
     model = models.build(name, **(config or {}))
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
-    train, val = _labelled(train, len(model.classes), "train"), _labelled(val, len(model.classes), "val")
+    train, val = (_labelled(jets, model, settings, where) for where, jets in (("train", train), ("val", val)))
+    disco = DisCo(settings.disco) if settings.against else None
     described = {"model": models.describe(model)}
     run = {"settings": dataclasses.asdict(settings), "data": [_fingerprint(train), _fingerprint(val)]}
     history: list[dict[str, Any]] = []
@@ -111,14 +139,11 @@ def fit(
     while len(history) < settings.epochs and not _stale(history, settings.patience):
         epoch = len(history)
         start = time.perf_counter()
-        train_loss = _epoch(model, optimizer, train, settings, epoch, progress)
-        seconds = time.perf_counter() - start
-        val_loss, val_auc = _validate(model, val)
-        improved = val_loss < min((entry["val_loss"] for entry in history), default=math.inf)
-        rate = len(train) / seconds
-        history.append(
-            {"epoch": epoch + 1, "train_loss": train_loss, "val_loss": val_loss, "val_auc": val_auc, "jets_per_s": rate}
-        )
+        entry = {"epoch": epoch + 1, **_epoch(model, optimizer, train, settings, disco, epoch, progress)}
+        rate = len(train) / (time.perf_counter() - start)
+        entry |= {**_validate(model, val, disco), "jets_per_s": rate}
+        improved = entry["val_loss"] < min((earlier["val_loss"] for earlier in history), default=math.inf)
+        history.append(entry)
         if improved:
             write_tensors(best, dict(model.state_dict()), described)
         state = {f"model.{key}": value for key, value in model.state_dict().items()}
@@ -128,9 +153,11 @@ def fit(
         write_tensors(last, state, {**described, "run": run, "history": history})
         _write_history(folder, {**described, **run, "history": history})
         if progress:
+            decorrelation = f"  val disco {entry['val_disco']:.4f}" if disco else ""
             print(
-                f"epoch {epoch + 1:3d}/{settings.epochs}  train loss {train_loss:.4f}  val loss {val_loss:.4f}  "
-                f"val AUC {val_auc:.4f}  {rate:,.0f} jets/s{'  *' if improved else ''}",
+                f"epoch {epoch + 1:3d}/{settings.epochs}  train loss {entry['train_loss']:.4f}  "
+                f"val loss {entry['val_loss']:.4f}{decorrelation}  val AUC {entry['val_auc']:.4f}  "
+                f"{rate:,.0f} jets/s{'  *' if improved else ''}",
                 flush=True,
             )
     return models.load(best)
@@ -147,8 +174,16 @@ def _stale(history: list[dict[str, Any]], patience: int) -> bool:
     return len(losses) > patience and min(losses[-patience:]) >= min(losses[:-patience])
 
 
-def _epoch(model: Tagger, optimizer: Any, jets: Jets, settings: Settings, epoch: int, progress: bool) -> float:
-    """One pass over the jets in the order of permutation(seed, epoch); the mean loss."""
+def _epoch(
+    model: Tagger,
+    optimizer: Any,
+    jets: Jets,
+    settings: Settings,
+    disco: DisCo | None,
+    epoch: int,
+    progress: bool,
+) -> dict[str, float]:
+    """One pass over the jets in the order of permutation(seed, epoch); the mean loss and its part from `disco`."""
     torch = interop.require("torch")
     tqdm = interop.require("tqdm").tqdm
     rng = np.random.default_rng([settings.seed, epoch])
@@ -157,13 +192,15 @@ def _epoch(model: Tagger, optimizer: Any, jets: Jets, settings: Settings, epoch:
     starts = range(0, len(jets), settings.batch_size)
     steps = settings.epochs * len(starts)
     model.train()
-    total = 0.0
+    total = penalties = 0.0
     with tqdm(total=len(jets), unit="jet", unit_scale=True, leave=False, disable=not progress or None) as bar:
         for i, a in enumerate(starts):
             batch = jets[order[a : a + settings.batch_size]]
             for group in optimizer.param_groups:
                 group["lr"] = settings.learning_rate(epoch * len(starts) + i, steps)
-            loss = torch.nn.functional.cross_entropy(model(batch), torch.from_numpy(batch.labels["label"]))
+            logits = model(batch)
+            penalty = _penalty(model, disco, logits.softmax(1)[:, model.signal], batch.labels)
+            loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(batch.labels["label"])) + penalty
             value = loss.item()
             if not math.isfinite(value):
                 raise FloatingPointError(
@@ -173,13 +210,14 @@ def _epoch(model: Tagger, optimizer: Any, jets: Jets, settings: Settings, epoch:
             loss.backward()
             optimizer.step()
             total += value * len(batch)
+            penalties += penalty.item() * len(batch)
             bar.set_postfix(epoch=epoch + 1, loss=f"{total / (a + len(batch)):.4f}", refresh=False)
             bar.update(len(batch))
-    return total / len(jets)
+    return _named("train", disco, total / len(jets), penalties / len(jets))
 
 
-def _validate(model: Tagger, jets: Jets) -> tuple[float, float]:
-    """Mean cross-entropy and the AUC of the signal class."""
+def _validate(model: Tagger, jets: Jets, disco: DisCo | None) -> dict[str, float]:
+    """The loss over all jets, its part from `disco`, and the AUC of the signal class."""
     torch = interop.require("torch")
     label = jets.labels["label"]
     total = 0.0
@@ -189,28 +227,62 @@ def _validate(model: Tagger, jets: Jets) -> tuple[float, float]:
         score[part] = logits.softmax(1)[:, model.signal].numpy()
     if not math.isfinite(total):
         raise FloatingPointError(f"fit: the validation loss became {total}; lower lr, look for NaN in the jets")
-    return total / len(jets), metrics.auc(score, label == model.signal)
+    penalty = _penalty(model, disco, torch.from_numpy(score), jets.labels).item()
+    named = _named("val", disco, total / len(jets) + penalty, penalty)
+    return {**named, "val_auc": metrics.auc(score, label == model.signal)}
 
 
-def _labelled(jets: Jets, classes: int, name: str) -> Jets:
-    """Only what training needs, in NumPy, with labels checked."""
+def _penalty(model: Tagger, disco: DisCo | None, score: Any, labels: Mapping[str, np.ndarray]) -> Any:
+    """What `disco` adds to the loss of jets with these labels: its term over their background."""
+    torch = interop.require("torch")
+    if disco is None:
+        return torch.zeros(())
+    label, against = torch.from_numpy(labels["label"]), torch.from_numpy(labels["against"])
+    return disco(score, against, label != model.signal)
+
+
+def _named(where: str, disco: DisCo | None, loss: float, penalty: float) -> dict[str, float]:
+    return {f"{where}_loss": loss, **({} if disco is None else {f"{where}_disco": penalty})}
+
+
+def _labelled(jets: Jets, model: Tagger, settings: Settings, where: str) -> Jets:
+    """Only what training needs, in NumPy, with labels checked: `label` and, for DisCo, `against`."""
     if "label" not in jets.labels:
-        raise ValueError(f"fit: {name} must have a label 'label', got {list(jets.labels)}; add the class indices")
+        raise ValueError(f"fit: {where} must have a label 'label', got {list(jets.labels)}; add the class indices")
     jets = jets.to("cpu", library="numpy")
-    label = jets.labels["label"].astype(np.int64)
+    label, classes = jets.labels["label"].astype(np.int64), len(model.classes)
     if len(jets) == 0 or label.min() < 0 or label.max() >= classes or (label == label[0]).all():
         raise ValueError(
-            f"fit: {name} must have labels in 0..{classes - 1} of at least two classes, "
+            f"fit: {where} must have labels in 0..{classes - 1} of at least two classes, "
             f"got {sorted(set(label.tolist()))[:5]} for {len(jets)} jets; check the file"
         )
-    return Jets(jets.p4, jets.offsets, {}, {"label": label})
+    labels = {"label": label}
+    if settings.against:
+        labels["against"] = _against(jets, settings.against, where).astype(np.float32)
+        values = labels["against"][label != model.signal]
+        if not np.isfinite(values).all() or (values == values[:1]).all():
+            raise ValueError(
+                f"fit: {settings.against!r} of {where} must be finite and not the same for all background jets, "
+                f"got {values[:3].tolist()}; check the file"
+            )
+    return Jets(jets.p4, jets.offsets, {}, labels)
+
+
+def _against(jets: Jets, name: str, where: str) -> np.ndarray:
+    if name in jets.labels:
+        return jets.labels[name]
+    if name != "mass":
+        raise ValueError(
+            f"fit: against must be mass or a label of {where}, one of {list(jets.labels)}, got {name!r}; name one"
+        )
+    return kinematics(jet_p4(jets)).mass
 
 
 def _fingerprint(jets: Jets) -> str:
     """Tells data sets apart, so that a run is not resumed on other jets."""
     jets = jets.compact()
     crc = 0
-    for array in (jets.offsets, jets.labels["label"], *jets.p4):
+    for array in (jets.offsets, *jets.labels.values(), *jets.p4):
         crc = zlib.crc32(np.ascontiguousarray(array).data, crc)
     return f"{len(jets)} jets, crc32 {crc:08x}"
 
@@ -219,6 +291,9 @@ def _restore(path: Path, model: Tagger, optimizer: Any, expected: dict[str, Any]
     """Load weights and optimiser in place; the history."""
     state, metadata = read_tensors(path)
     found = {key: metadata.get(key) for key in expected}
+    if found["run"]:  # settings that an older version did not have are at their defaults
+        settings = {**dataclasses.asdict(Settings()), **found["run"]["settings"]}
+        found["run"] = {**found["run"], "settings": settings}
     if found != expected:
         raise CheckpointError(f"{path}: is another run: {found}; this one is {expected}")
     model.load_state_dict(

@@ -16,6 +16,8 @@ from children import python
 from fasttag.cli import COMMANDS, demo, evaluate, main
 from toys import toy_jets
 
+TOYS = ("{}/test.h5", "--val", "{}/val.h5", "--model", "pfn")
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
@@ -124,6 +126,29 @@ def test_table_shows_an_infinite_spread():
     assert [[cell.strip() for cell in row if cell] for row in cells] == [["7 +- inf"] * 2, ["7 +- 0"] * 2, ["inf"] * 2]
 
 
+def test_train_with_disco(folder, capsys):
+    """As the library does it, from a label of the files or from the mass of the constituents."""
+    for name in ("train", "val"):
+        jets = fasttag.read(folder / f"{name}.h5")
+        mass = fasttag.kinematics(fasttag.jet_p4(jets)).mass
+        fasttag.write(folder / f"massive_{name}.h5", jets.with_labels(m=mass, other=mass))
+    settings = ["--epochs", "2", "--batch-size", "200", "--disco", "3"]
+    for prefix, column in (("", "mass"), ("massive_", "m")):
+        command = ["train", str(folder / f"{prefix}train.h5"), "--val", str(folder / f"{prefix}val.h5")]
+        out = str(folder / f"disco_{column}")
+        assert main([*command, "--model", "pfn", "--out", out, *settings, "--against", column]) == 0
+        assert "val disco 0." in capsys.readouterr().out
+    train, val = (fasttag.read(folder / f"{name}.h5") for name in ("train", "val"))
+    expected = fasttag.training.Settings(epochs=2, batch_size=200, disco=3.0, against="mass")
+    fasttag.training.fit("pfn", train, val, folder / "disco_library", expected, progress=False)
+    weights = [
+        fasttag.training.read_tensors(folder / f"disco_{name}" / "last.safetensors")[0]
+        for name in ("mass", "m", "library")
+    ]
+    for other in weights[1:]:
+        assert all(torch.equal(weights[0][key], other[key]) for key in weights[0])
+
+
 def test_train_refuses_and_resumes(folder, capsys):
     command = ["train", str(folder / "train.h5"), "--val", str(folder / "val.h5"), "--model", "pfn"]
     command += ["--out", str(folder / "run1"), "--epochs", "2", "--batch-size", "50"]
@@ -139,7 +164,10 @@ def test_train_refuses_and_resumes(folder, capsys):
         (["evaluate", "{}/test.h5", "--run", "{}/nothing"], "nothing"),
         (["process", "{}/broken.h5", "--out", "{}/out.h5"], "broken.h5"),
         (["process", "{}/test.h5", "--out", "{}/nowhere/out.h5"], "nowhere: no such folder"),
-        (["train", "{}/test.h5", "--val", "{}/val.h5", "--model", "pfn", "--epochs", "0"], "epochs must be 1 or more"),
+        (["train", *TOYS, "--epochs", "0"], "epochs must be 1 or more"),
+        (["train", *TOYS, "--disco", "5"], "disco and against must be given together, got 5.0"),
+        (["train", *TOYS, "--against", "mass"], "got 0.0 and 'mass'"),
+        (["train", *TOYS, "--out", "{}/bad", "--disco", "5", "--against", "tau"], "a label of train, one of ['label']"),
         (["evaluate", "{}/test.h5", "--run", "{}/run1", "--run", "{}/run1/best.safetensors"], "must be given once"),
         (["demo", "--epochs", "0"], "epochs must be 1 or more"),
     ],

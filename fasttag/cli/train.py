@@ -17,7 +17,10 @@ HELP = {
     "weight_decay": "AdamW weight decay",
     "patience": "epochs without a lower validation loss before stopping",
     "seed": "of weights, shuffling and dropout",
+    "disco": "weight of dCorr^2(signal probability, COLUMN) of the background in the loss; wants --batch-size 2048",
+    "against": "label to keep the score independent of, or mass: the jet mass where the file has no such label",
 }
+METAVARS = {"disco": "LAMBDA", "against": "COLUMN"}
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +35,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
             option,
             type=type(field.default),
             default=field.default,
-            help=f"{HELP[field.name]} (default {field.default})",
+            metavar=METAVARS.get(field.name),
+            help=f"{HELP[field.name]} (default {'none' if field.default == '' else field.default})",
         )
 
 
@@ -41,15 +45,15 @@ def run(args: argparse.Namespace) -> None:
     for module in ("torch", "safetensors", "tqdm"):
         interop.require(module)
     folder = args.out or Path("runs") / args.model
-    train, val = _read(args.train), _read(args.val)
+    train, val = (_read(paths, settings.against) for paths in (args.train, args.val))
     print(f"{args.model}: {len(train):,} training jets, {len(val):,} validation jets; run in {folder}")
     training.fit(args.model, train, val, folder, settings, resume=args.resume)
     print(f"best weights: {folder / 'best.safetensors'}")
 
 
-def _read(paths: list[Path]) -> Jets:
+def _read(paths: list[Path], against: str) -> Jets:
     """All files joined, with what training needs and no more."""
     parts = [io.read(path) for path in paths]
     return Jets.concatenate(
-        Jets(p.p4, p.offsets, {}, {k: p.labels[k] for k in p.labels if k == "label"}) for p in parts
+        Jets(p.p4, p.offsets, {}, {k: p.labels[k] for k in p.labels if k in ("label", against)}) for p in parts
     )
