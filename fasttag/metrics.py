@@ -31,6 +31,14 @@ class Rejection(NamedTuple):
     lower_limit: float
 
 
+class Divergence(NamedTuple):
+    """Jensen-Shannon divergence in bits (0 to 1) with its statistical error, and what equal shapes give on average."""
+
+    value: float
+    error: float
+    floor: float
+
+
 class Estimate(NamedTuple):
     """1/eps_B of several trainings with its spread, a standard deviation over runs or subsets of runs."""
 
@@ -79,6 +87,16 @@ def _checked(op: str, score: Any, label: Any, probability: bool = False) -> tupl
             f"{op}: score must lie in 0..1, got {score.min()}..{score.max()}; pass probabilities, not logits"
         )
     return score, signal
+
+
+def _checked_mass(op: str, mass: Any, score: np.ndarray) -> np.ndarray:
+    mass = np.asarray(mass)
+    if mass.shape != score.shape or not np.isfinite(mass).all():
+        raise ValueError(
+            f"{op}: mass must be finite and of shape {score.shape}, got shape {mass.shape} with "
+            f"{np.sum(~np.isfinite(mass))} not finite; give one mass per jet"
+        )
+    return mass
 
 
 def roc(score: Any, label: Any) -> Roc:
@@ -175,6 +193,83 @@ def _rejection(curve: Roc, background: int, efficiency: float) -> Rejection:
         return Rejection(np.inf, np.inf, limit)
     value = 1 / eps_b
     return Rejection(value, value * (value / background) ** 0.5, limit)
+
+
+def r50(score: Any, label: Any) -> Rejection:
+    """1/eps_B at eps_S = 0.5, the rejection that decorrelation studies quote: `background_rejection` at 0.5.
+
+    >>> r50([0.9, 0.8, 0.7, 0.6], [1, 0, 1, 0]).value
+    2.0
+    """
+    return _rejection(roc(score, label), _background(label), 0.5)
+
+
+def jsd(
+    score: Any,
+    label: Any,
+    mass: Any,
+    *,
+    efficiency: float = 0.5,
+    bins: int = 50,
+    range: tuple[float, float] = (50.0, 300.0),
+) -> Divergence:
+    """How far a cut at signal efficiency eps_S sculpts the background's mass, as in arXiv:2001.05310.
+
+    With p and f the mass histograms of the background jets that pass and fail, each normalised to 1, and m their mean,
+
+        JSD = 1/2 sum p log2(p / m) + 1/2 sum f log2(f / m):
+
+    0 for equal shapes, 1 for shapes that do not overlap. Usually 1/JSD is plotted, against `r50`. The cut is the
+    highest that at least eps_S of the signal passes; jets of equal score pass together. Jets outside `range` count for
+    the cut, not for the histograms.
+
+    - error: of first order in the counts, for a cut without error. With n_p and n_f jets,
+      error^2 = Var_p[log2(p / m) / 2] / n_p + Var_f[log2(f / m) / 2] / n_f. Where value is near floor it is up to
+      1.4 times too large;
+    - floor: the mean JSD of 400 random choices (seed 0) of n_p among the n_p + n_f jets, what a cut blind to the mass
+      would give. Counts are finite, so it is not 0: about (bins - 1) (1/n_p + 1/n_f) / (8 ln 2). `value` has this bias
+      too; where it does not exceed the floor, no sculpting is seen.
+
+    Where no background jet within `range` passes, or none fails, all three are nan.
+
+    score, label, errors : as `roc`.  mass : (J,), finite, in the unit of `range` (GeV).  efficiency : 0 < eps_S <= 1.
+    bins : equal bins, 1 or more, over `range`.
+
+    >>> score, label, mass = [0.9, 0.8, 0.7, 0.6, 0.5], [1, 0, 1, 0, 0], [170, 190, 180, 60, 70]
+    >>> jsd(score, label, mass, efficiency=1.0, bins=2).value
+    1.0
+    """
+    score, signal = _checked("jsd", score, label)
+    mass = _checked_mass("jsd", mass, score)
+    _efficiency("jsd", efficiency)
+    if bins < 1 or not -np.inf < range[0] < range[1] < np.inf:
+        raise ValueError(
+            f"jsd: bins must be 1 or more over a finite, rising range, got {bins} over {range}; "
+            "50 over (50, 300) GeV are usual"
+        )
+    curve = roc(score, label)
+    passes = score >= curve.thresholds[np.searchsorted(curve.signal_efficiency, efficiency)]
+    passed, failed = (np.histogram(mass[~signal & part], bins, range)[0] for part in (passes, ~passes))
+    n_p, n_f = int(passed.sum()), int(failed.sum())
+    if n_p == 0 or n_f == 0:
+        return Divergence(np.nan, np.nan, np.nan)
+    value, variances = _divergence(passed / n_p, failed / n_f)
+    drawn = np.random.default_rng(0).multivariate_hypergeometric(passed + failed, n_p, 400, method="marginals")
+    floor, _ = _divergence(drawn / n_p, (passed + failed - drawn) / n_f)
+    error = (variances[0] / n_p + variances[1] / n_f) ** 0.5
+    return Divergence(float(value), float(error), float(np.mean(floor)))
+
+
+def _divergence(p: np.ndarray, f: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+    """JSD of shapes (..., bins), and the variances of its derivative, log2(share / m) / 2, under p and under f."""
+    mean = (p + f) / 2
+    value, variances = np.zeros(p.shape[:-1]), []
+    for share in (p, f):
+        slope = 0.5 * np.log2(np.divide(share, mean, out=np.ones_like(mean), where=share > 0))
+        average = np.sum(share * slope, -1, keepdims=True)
+        value = value + average[..., 0]
+        variances.append(np.sum(share * (slope - average) ** 2, -1))
+    return value, variances
 
 
 def ensemble(scores: Any, label: Any, efficiency: float = 0.3) -> Ensemble:

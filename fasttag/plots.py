@@ -169,12 +169,8 @@ def mass_sculpting(score: Any, label: Any, mass: Any) -> Any:
     shape as it was.
     """
     curve = metrics.roc(score, label)
-    score, label, mass = np.asarray(score), np.asarray(label), np.asarray(mass)
-    if mass.shape != score.shape or not np.isfinite(mass).all():
-        raise ValueError(
-            f"mass_sculpting: mass must be finite and of shape {score.shape}, got shape {mass.shape} with "
-            f"{np.sum(~np.isfinite(mass))} not finite; give one mass per jet"
-        )
+    score, label = np.asarray(score), np.asarray(label)
+    mass = metrics._checked_mass("mass_sculpting", mass, score)
     width = 10
     edges = np.arange(0, np.percentile(mass, 99.5) + width, width)
     centres, background = edges[:-1] + width / 2, label == 0
@@ -220,7 +216,7 @@ def history(entries: Iterable[Mapping[str, float]]) -> Any:
     for i, key, name in lines:
         colour = _CYCLE[name == "validation"]
         panels[i].plot(epochs, [entry[key] for entry in entries], "o-", color=colour, markersize=4, label=name)
-    for axes, y in zip(panels, ("Cross-entropy", "AUC")):
+    for axes, y in zip(panels, ("Loss", "AUC")):
         axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True, min_n_ticks=1))
         _finish(axes, "Epoch", y, legend="best")
     return figure

@@ -57,6 +57,8 @@ def test_evaluate_one_run(folder, capsys):
     assert numbers["single_runs"][0]["auc"] == fasttag.metrics.auc(score, jets.labels["label"])
     rejection = fasttag.metrics.background_rejection(score, jets.labels["label"], 0.5)
     assert numbers["single_runs"][0]["rejection_0.5"]["value"] == pytest.approx(rejection.value)
+    jsd = fasttag.metrics.jsd(score, jets.labels["label"], fasttag.kinematics(fasttag.jet_p4(jets)).mass)
+    assert numbers["single_runs"][0]["jsd_0.5"] == pytest.approx(jsd._asdict())
     assert "ensembles" not in numbers
     assert f"{numbers['single_runs'][0]['auc']:.4f}" in capsys.readouterr().out
     pictures = sorted(path.name for path in (folder / "one").glob("*.png"))
@@ -118,12 +120,29 @@ def test_evaluate_needs_both_classes(folder, capsys, monkeypatch, label):
 
 def test_table_shows_an_infinite_spread():
     single = {"auc": 1.0, "accuracy": 1.0, "rejection_0.3": {"value": 7.0, "error": 1.0}}
-    single["rejection_0.5"] = single["rejection_0.3"]
+    single |= {"rejection_0.5": single["rejection_0.3"], "jsd_0.5": {"value": None, "error": None, "floor": None}}
     estimates = {kind: {"value": 7.0, "spread": spread} for kind, spread in (("single", None), ("mean", 0.0))}
     estimates["median"] = {"value": None, "spread": None}
     numbers = {"jets": 2, "signal": 1, "single_runs": [single], "ensembles": {"0.3": estimates, "0.5": estimates}}
     cells = [line.split("spread)")[1].split("  ") for line in evaluate.table(["a"], numbers).splitlines()[-3:]]
     assert [[cell.strip() for cell in row if cell] for row in cells] == [["7 +- inf"] * 2, ["7 +- 0"] * 2, ["inf"] * 2]
+
+
+@pytest.mark.parametrize(
+    ("jsd", "cell"),
+    [
+        ((0.25, 0.01, 0.05), "4 +- 0.16"),
+        ((0.04, 0.02, 0.05), "> 20 (floor)"),
+        ((0.0, 0.0, 0.0), "-"),
+        ((None, None, None), "-"),
+    ],
+)
+def test_table_shows_the_sculpting(jsd, cell):
+    single = {"auc": 1.0, "accuracy": 1.0, "jsd_0.5": dict(zip(("value", "error", "floor"), jsd))}
+    single["rejection_0.3"] = single["rejection_0.5"] = {"value": 7.0, "error": 1.0}
+    head, line = evaluate.table(["a"], {"jets": 2, "signal": 1, "single_runs": [single]}).splitlines()[1:]
+    assert line.endswith(f"7 +- 1 {cell:>18s}")
+    assert len(line) == len(head)
 
 
 def test_train_with_disco(folder, capsys):

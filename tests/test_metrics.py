@@ -8,6 +8,7 @@ import statistics
 
 import numpy as np
 import pytest
+import scipy.spatial.distance
 import sklearn.metrics
 
 from fasttag import metrics
@@ -204,7 +205,93 @@ def test_ensemble_where_no_background_passes():
     assert result.auc == 1.0
 
 
-@pytest.mark.parametrize("function", [metrics.roc, metrics.auc, metrics.accuracy, metrics.background_rejection])
+def test_r50_is_the_rejection_at_half():
+    score, label = sample(jets=400, steps=16, seed=3)
+    rejection = metrics.r50(score, label)
+    assert rejection == metrics.background_rejection(score, label, 0.5)
+    assert rejection != metrics.background_rejection(score, label, 0.3)
+
+
+def sculpted(jets: int, seed: int, pull: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scores with ties, labels and masses; the background's score knows its mass where `pull` is not zero."""
+    rng = np.random.default_rng(seed)
+    label = rng.integers(0, 2, jets)
+    mass = np.where(label, rng.normal(173, 15, jets), 20 + rng.exponential(70, jets))
+    return np.round(rng.normal(0.9 * label, 1) + pull * mass / 100, 2), label, mass
+
+
+@pytest.mark.parametrize("options", [{}, {"efficiency": 0.3, "bins": 7, "range": (80.0, 200.0)}, {"efficiency": 0.9}])
+@pytest.mark.parametrize("pull", [0, 1])
+def test_jsd_agrees_with_scipy(pull, options):
+    score, label, mass = sculpted(4000, 1, pull)
+    cut = sorted(score[label == 1])[::-1][math.ceil(options.get("efficiency", 0.5) * label.sum()) - 1]
+    edges = np.linspace(*options.get("range", (50, 300)), options.get("bins", 50) + 1)
+    passing, failing = (np.histogram(mass[(label == 0) & part], edges)[0] for part in (score >= cut, score < cut))
+    expected = scipy.spatial.distance.jensenshannon(passing, failing, base=2) ** 2
+    assert metrics.jsd(score, label, mass, **options).value == pytest.approx(expected, rel=1e-12)
+
+
+def test_jsd_of_shapes_that_are_equal_or_apart():
+    score = np.repeat([0.7, 0.8, 0.1], [10, 40, 40])
+    label = np.repeat([1, 0], [10, 80])
+    mass = np.concatenate([np.full(10, 170), np.tile([60, 70, 80, 310], 20)])
+    # of the background only the three bins within the range count: a share of 1/3 each
+    assert metrics.jsd(score, label, mass).value == 0
+    assert metrics.jsd(score, label, np.where(score == 0.8, 100, mass)).value == pytest.approx(1)
+    apart = metrics.jsd(score, label, np.where(score == 0.8, 100, 200))
+    assert apart == (pytest.approx(1), 0, pytest.approx(apart.floor)) and 0 < apart.floor < 0.02
+
+
+def test_jsd_without_jets_on_one_side_is_nan():
+    score, label = [0.7, 0.8, 0.1], [1, 0, 0]
+    for mass in ([170, 60, 320], [170, 320, 60], [170, 320, 320]):
+        assert np.isnan(metrics.jsd(score, label, mass)).all()
+    assert not np.isnan(metrics.jsd(score, label, [170, 60, 60])).any()
+
+
+@pytest.mark.parametrize(("pull", "largest"), [(4.0, 1.15), (1.0, 1.15), (0.0, 1.6)])
+def test_jsd_error_and_floor(pull, largest):
+    """Over 300 samples: the error is the spread (up to 1.4 times it at the floor), the floor the mean without pull."""
+    found = [metrics.jsd(*sculpted(16000, seed, pull), bins=10, efficiency=0.3) for seed in range(300)]
+    value, error, floor = np.mean(found, axis=0)
+    spread = np.std([entry.value for entry in found])  # known to 4%, and holds the error of the cut
+    assert 0.85 < error / spread < largest
+    if pull:
+        assert value > 10 * floor
+    else:
+        assert value == pytest.approx(floor, rel=0.12)  # the mean of 300 is known to 3%
+
+
+def test_jsd_floor_falls_with_the_sample():
+    small, large = (metrics.jsd(*sculpted(jets, 5, 0.0)) for jets in (2000, 200_000))
+    assert small.floor > 50 * large.floor
+    assert metrics.jsd(*sculpted(2000, 5, 0.0)) == small
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"efficiency": 0}, "jsd: efficiency must lie above 0 and up to 1, got 0"),
+        ({"bins": 0}, r"jsd: bins must be 1 or more over a finite, rising range, got 0 over \(50.0, 300.0\)"),
+        ({"range": (300, 50)}, r"jsd: bins must be .* got 50 over \(300, 50\)"),
+        ({"range": (50, math.inf)}, "jsd: bins must be"),
+        (
+            {"mass": [1.0, math.nan]},
+            r"jsd: mass must be finite and of shape \(2,\), got shape \(2,\) with 1 not finite",
+        ),
+        ({"mass": [1.0]}, r"jsd: mass must be finite and of shape \(2,\), got shape \(1,\)"),
+        ({"score": [0.1, math.nan]}, "jsd: score must be finite"),
+        ({"label": [0, 2]}, "jsd: label must be 0 or 1"),
+    ],
+)
+def test_jsd_errors(options, message):
+    with pytest.raises(ValueError, match=message):
+        metrics.jsd(**{"score": [0.1, 0.9], "label": [0, 1], "mass": [60.0, 170.0], **options})
+
+
+@pytest.mark.parametrize(
+    "function", [metrics.roc, metrics.auc, metrics.accuracy, metrics.background_rejection, metrics.r50]
+)
 @pytest.mark.parametrize(
     "score, label, message",
     [

@@ -1,4 +1,4 @@
-"""Evaluate trained taggers on a file: AUC, accuracy, background rejection, ensembles, plots.
+"""Evaluate trained taggers on a file: AUC, accuracy, background rejection, mass sculpting, ensembles, plots.
 
 Several runs of one tagger are summarised as in arXiv:1902.09914: the median run and its spread, ensembles of means and
 of medians; runs of different taggers are listed side by side. Reads the file in chunks, so memory stays bounded.
@@ -135,6 +135,7 @@ def summary(scored: Scored, *, ensembles: bool = True) -> dict[str, Any]:
         }
         for efficiency in EFFICIENCIES:
             entry[f"rejection_{efficiency}"] = _plain(metrics.background_rejection(score, scored.label, efficiency))
+        entry["jsd_0.5"] = _plain(metrics.jsd(score, scored.label, scored.mass))
         result["single_runs"].append(entry)
     if ensembles and len(scored.scores) > 1:
         result["ensembles"] = {
@@ -156,11 +157,16 @@ def table(names: list[str], numbers: dict[str, Any]) -> str:
     width = max(24, *map(len, names))
     lines = [
         f"{numbers['jets']:,} jets, {numbers['signal']:,} signal",
-        f"{'':{width}s} {'AUC':>8s} {'accuracy':>9s} {'1/eps_B at eps_S=0.3':>22s} {'at 0.5':>16s}",
+        f"{'':{width}s} {'AUC':>8s} {'accuracy':>9s} "
+        f"{'1/eps_B at eps_S=0.3':>22s} {'at 0.5':>16s} {'1/JSD50 of mass':>18s}",
     ]
     for name, entry in zip(names, numbers["single_runs"]):
         cells = [_rejection(entry[f"rejection_{efficiency}"]) for efficiency in EFFICIENCIES]
-        lines.append(f"{name:{width}s} {entry['auc']:8.4f} {entry['accuracy']:9.4f} {cells[0]:>22s} {cells[1]:>16s}")
+        cells.append(_inverse(entry["jsd_0.5"]))
+        lines.append(
+            f"{name:{width}s} {entry['auc']:8.4f} {entry['accuracy']:9.4f} "
+            f"{cells[0]:>22s} {cells[1]:>16s} {cells[2]:>18s}"
+        )
     for kind in ("single", "mean", "median") if "ensembles" in numbers else ():
         found = [numbers["ensembles"][str(efficiency)][kind] for efficiency in EFFICIENCIES]
         cells = ["inf" if e["value"] is None else f"{e['value']:.0f} +- {_spread(e['spread'])}" for e in found]
@@ -174,6 +180,15 @@ def _spread(spread: float | None) -> str:
 
 def _rejection(r: dict[str, Any]) -> str:
     return f"> {r['lower_limit']:.0f} (68%)" if r["value"] is None else f"{r['value']:.0f} +- {r['error']:.0f}"
+
+
+def _inverse(jsd: dict[str, Any]) -> str:
+    """1/JSD +- error; a limit where JSD is not above what equal shapes give, "-" where too few jets are in range."""
+    if not jsd["floor"]:
+        return "-"
+    if jsd["value"] <= jsd["floor"]:
+        return f"> {1 / jsd['floor']:.3g} (floor)"
+    return f"{1 / jsd['value']:.3g} +- {jsd['error'] / jsd['value'] ** 2:.2g}"
 
 
 def figures(names: list[str], scored: Scored) -> dict[str, Any]:
