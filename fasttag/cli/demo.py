@@ -20,10 +20,21 @@ import numpy as np
 from .. import __version__, _baselines, features, interop, io, models, plots, training
 from .._files import replacing
 from ..jets import Jets
-from ..ops import kinematics, pad, pixelate, segment
+from ..ops import (
+    distance_correlation,
+    jet_p4,
+    kinematics,
+    knn,
+    pad,
+    pairwise_features,
+    pixelate,
+    segment,
+    standardize,
+)
 from .evaluate import figures, score_file, summary, table
 
 LENGTH = 128
+SOME = 1000  # jets for what the plain form needs a matrix of jets for
 SETTINGS = training.Settings(epochs=150, batch_size=128, lr=1e-3, patience=40)
 
 
@@ -102,8 +113,23 @@ def measure(jets: Jets) -> list[Timing]:
             return _baselines.pfn(model, padded, valid)
 
     everything, angles = len(jets), (k.pt, k.eta, k.phi, offsets)
-    cases: list[tuple[str, str, int, Callable, Callable, float]] = [
-        ("kinematics", "NumPy", everything, lambda: kinematics(jets), lambda: _baselines.kinematics(jets.p4), 1e-6),
+    phi = k.phi - np.repeat(k.phi[offsets[:-1]], jets.counts)  # in the plain form it must not wrap
+    points = np.stack([k.eta, phi - 2 * np.pi * np.floor((phi + np.pi) / (2 * np.pi))], 1).astype(np.float32)
+    slots, filled = map(torch.from_numpy, pad(points.T, offsets, LENGTH))
+    tensors = torch.from_numpy(jets.p4), torch.from_numpy(offsets)
+    center, scale, low, high = (np.full(4, x, np.float32) for x in (10.0, 0.05, -5.0, 5.0))
+    mass, n = kinematics(jet_p4(jets)).mass[:SOME], jets.counts[:SOME].astype(np.float32)
+    one = torch.ones(len(n))
+    cases: list[tuple[str, str, int, Callable, Callable, float, Callable]] = [
+        (
+            "kinematics",
+            "NumPy",
+            everything,
+            lambda: kinematics(jets),
+            lambda: _baselines.kinematics(jets.p4),
+            1e-6,
+            _list,
+        ),
         (
             "segment, 64 channels",
             "np.add.reduceat",
@@ -111,6 +137,7 @@ def measure(jets: Jets) -> list[Timing]:
             lambda: segment(values, offsets),
             lambda: _baselines.segment(values, offsets),
             1e-5,
+            _list,
         ),
         (
             f"pad to {LENGTH}",
@@ -119,6 +146,7 @@ def measure(jets: Jets) -> list[Timing]:
             lambda: pad(jets.p4, offsets, LENGTH),
             lambda: _baselines.pad(jets.p4, offsets, LENGTH),
             0,
+            _list,
         ),
         (
             "pixelate 40x40",
@@ -127,8 +155,45 @@ def measure(jets: Jets) -> list[Timing]:
             lambda: pixelate(*angles)[:, 0],
             lambda: _baselines.pixelate(*angles),
             1e-6,
+            _list,
         ),
-        ("PFN forward, 512 jets", f"torch, padded to {LENGTH}", 512, ours, plain, 1e-5),
+        (
+            "knn in (eta, phi), k = 16",
+            f"torch.cdist and topk, padded to {LENGTH}",
+            everything,
+            lambda: knn(points, offsets=offsets, periodic=1),
+            lambda: _baselines.knn(slots, filled, 16),
+            1e-5,
+            lambda graph: [_distances(points, offsets, graph)],  # ties may come in any order
+        ),
+        (
+            "pairwise_features",
+            "torch, list of pairs",
+            everything,
+            lambda: pairwise_features(jets),
+            lambda: _baselines.pairwise_features(*tensors),
+            1e-5,
+            lambda features: list(np.exp(np.asarray(features))),  # ln m^2 of the plain form is noise where m^2 is small
+        ),
+        (
+            f"distance_correlation, {SOME}",
+            "torch, n x n matrices",
+            SOME,
+            lambda: distance_correlation(mass, n),
+            lambda: _baselines.distance_correlation(torch.from_numpy(mass), torch.from_numpy(n), one),
+            1e-5,
+            _list,
+        ),
+        (
+            f"standardize to {LENGTH}",
+            "NumPy, one scatter",
+            everything,
+            lambda: standardize(jets.p4, offsets, LENGTH, center=center, scale=scale, low=low, high=high),
+            lambda: _baselines.standardize(jets.p4, offsets, LENGTH, center, scale, low, high),
+            0,
+            _list,
+        ),
+        ("PFN forward, 512 jets", f"torch, padded to {LENGTH}", 512, ours, plain, 1e-5, _list),
     ]
     # several torch threads on a busy machine would time their barriers
     threads = torch.get_num_threads()
@@ -139,8 +204,11 @@ def measure(jets: Jets) -> list[Timing]:
         torch.set_num_threads(threads)
 
 
-def _compare(name: str, plain_name: str, jets: int, ours: Callable, plain: Callable, atol: float) -> Timing:
-    for a, b in zip(_list(ours()), _list(plain()), strict=True):
+def _compare(
+    name: str, plain_name: str, jets: int, ours: Callable, plain: Callable, atol: float, arrays: Callable
+) -> Timing:
+    """`arrays` makes comparable arrays of a result."""
+    for a, b in zip(arrays(ours()), arrays(plain()), strict=True):
         scale = max(1.0, float(np.abs(b).max()))
         wrong = float(np.mean(np.abs(np.asarray(a, np.float64) - b) > atol * scale))
         if wrong > 1e-4:  # a constituent on a pixel edge or at the clamp of m^2 may fall either way
@@ -157,6 +225,16 @@ def _list(result: Any) -> list[np.ndarray]:
     return [np.asarray(part) for part in (result if isinstance(result, tuple) else (result,))]
 
 
+def _distances(points: np.ndarray, offsets: np.ndarray, graph: Any) -> np.ndarray:
+    """Squared distances to the neighbours: of jets (N, k), or padded (J, L, k); 0 where there are none."""
+    graph, counts = np.asarray(graph), np.diff(offsets)
+    first = np.repeat(offsets[:-1], counts)[:, None]
+    if graph.ndim == 3:
+        graph = graph[np.arange(graph.shape[1]) < counts[:, None]]
+    real = (graph >= 0) & (np.arange(graph.shape[1]) < np.repeat(counts, counts)[:, None] - 1)
+    return np.where(real, np.square(points[np.where(real, graph, 0) + first] - points[:, None]).sum(2), 0)
+
+
 def _seconds(function: Callable) -> float:
     start = time.perf_counter()
     function()
@@ -165,10 +243,10 @@ def _seconds(function: Callable) -> float:
 
 def speed_table(timings: list[Timing]) -> str:
     """Operations, microseconds per jet and the ratio."""
-    lines = [f"{'operation':24s} {'fasttag':>12s} {'plain form':>12s} {'ratio':>7s}   against"]
+    lines = [f"{'operation':26s} {'fasttag':>12s} {'plain form':>12s} {'ratio':>7s}   against"]
     for t in timings:
         lines.append(
-            f"{t.operation:24s} {t.ours_us:9.2f} us {t.plain_us:9.2f} us {t.plain_us / t.ours_us:6.1f}x   {t.plain}"
+            f"{t.operation:26s} {t.ours_us:9.2f} us {t.plain_us:9.2f} us {t.plain_us / t.ours_us:6.1f}x   {t.plain}"
         )
     return "\n".join([*lines, "per jet, float32, one thread; medians of alternating rounds"])
 
