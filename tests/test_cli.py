@@ -312,8 +312,31 @@ def test_demo(tmp_path, capsys, monkeypatch):
     assert "http" not in page.split("base64", 1)[0]  # nothing is loaded from elsewhere
 
 
-def test_readme_example(capsys):
+def readme_example(which):
     readme = (Path(__file__).parent.parent / "README.md").read_text()
-    (code,) = re.findall(r"```python\n(.*?)```", readme, re.S)
-    exec(compile(code, "README.md", "exec"), {})
+    return compile(re.findall(r"```python\n(.*?)```", readme, re.S)[which], "README.md", "exec")
+
+
+def test_readme_example(capsys):
+    exec(readme_example(0), {})
     assert "Rejection" in capsys.readouterr().out
+
+
+def test_readme_imports(jets64):
+    """The three calls that go on working after their import line has changed."""
+    jets = jets64.to(library="torch")
+    p4 = jets.to_padded(82)[0].transpose(1, 2)
+    k = fasttag.kinematics(jets64[:1])
+    found = {
+        "p4": p4,
+        "points": torch.randn(64, 2, 82),
+        "jet": np.stack([k.pt, k.rapidity, k.phi], 1),
+        "score": torch.rand(64, requires_grad=True),
+        "mass": fasttag.kinematics(fasttag.jet_p4(jets)).mass,
+        "weight": torch.ones(64),
+        "loss": 0.0,
+    }
+    exec(readme_example(1), found)
+    assert found["index"].shape == (64, 82, 16) and found["features"].shape == (64, 4, 82, 82)
+    assert found["image"].sum() == pytest.approx(1)
+    assert torch.autograd.grad(found["loss"], found["score"])[0].abs().max() > 0
