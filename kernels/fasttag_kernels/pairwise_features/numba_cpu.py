@@ -90,7 +90,6 @@ def _directions(wide):
         wide[ROWS + NZ + c] = z * per_p
         wide[ROWS + P + c] = p
         wide[ROWS + E + c] = e
-        wide[ROWS + PHI + c] = atan2(y, x)
 
 
 @helper
@@ -103,29 +102,33 @@ def _masses(wide):
 
 
 @helper
-def _rapidities(wide):
+def _angles(wide):
     for c in range(T):
+        wide[ROWS + PHI + c] = atan2(wide[P4 + T + c], wide[P4 + c])
         z = wide[P4 + 2 * T + c]
         minus = max(wide[P4 + 3 * T + c] - z, E_MINUS_PZ)
         wide[ROWS + Y + c] = 0.5 * log(max(minus + 2.0 * z, E_MINUS_PZ) / minus)
 
 
 @helper
-def _transverse(wide, tile):
+def _transverse(wide):
     for c in range(T):
         pt = math.sqrt(wide[P4 + c] * wide[P4 + c] + wide[P4 + T + c] * wide[P4 + T + c])
-        wide[ROWS + c] = log(max(pt, SMALLEST))
-        wide[COLUMNS + c] = pt
-    for c in range(T):
-        tile[LOW_ROWS + LN_PT + c] = wide[ROWS + c]
-    for c in range(T):
-        tile[LOW_ROWS + PT + c] = wide[COLUMNS + c]
+        wide[COLUMNS + LN_PT + c] = log(max(pt, SMALLEST))
+        wide[COLUMNS + PT + c] = pt
+
+
+@helper
+def _narrow(wide, tile):
+    """What is used in the dtype; ln pt and pt are in the place of the columns, which are brought later."""
+    for c in range(2 * T):
+        tile[LOW_ROWS + LN_PT + c] = wide[COLUMNS + LN_PT + c]
     for c in range(4 * T):
         tile[LOW_ROWS + PX + c] = wide[P4 + c]
 
 
 @helper
-def _constituents(start, n, px, py, pz, e, wide, tile, all_wide, all_narrow):
+def _constituents(start, n, px, py, pz, e, angular, wide, tile, all_wide, all_narrow):
     """Fill the blocks of one jet; says whether all is finite. What lies beyond n is left over from before."""
     finite = True
     for b in range((n + T - 1) // T):
@@ -143,10 +146,12 @@ def _constituents(start, n, px, py, pz, e, wide, tile, all_wide, all_narrow):
         for c in range(size):
             total += abs(wide[P4 + c]) + abs(wide[P4 + T + c]) + abs(wide[P4 + 2 * T + c]) + abs(wide[P4 + 3 * T + c])
         finite = finite and total < np.inf
-        _transverse(wide, tile)
         _directions(wide)
         _masses(wide)
-        _rapidities(wide)
+        if angular:
+            _transverse(wide)
+            _angles(wide)
+        _narrow(wide, tile)
         for c in range(WIDE):
             all_wide[b, c] = wide[ROWS + c]
         for c in range(NARROW):
@@ -155,12 +160,13 @@ def _constituents(start, n, px, py, pz, e, wide, tile, all_wide, all_narrow):
 
 
 @helper
-def _bring(all_wide, all_narrow, b, wide, tile, at, low_at):
+def _bring(all_wide, all_narrow, b, narrow, wide, tile, at, low_at):
     """Block b of the jet to its place in the buffer."""
     for c in range(WIDE):
         wide[at + c] = all_wide[b, c]
-    for c in range(NARROW):
-        tile[low_at + c] = all_narrow[b, c]
+    if narrow:
+        for c in range(NARROW):
+            tile[low_at + c] = all_narrow[b, c]
 
 
 @helper
@@ -291,24 +297,26 @@ def _features(first, last, px, py, pz, e, offsets, starts, codes, full, referenc
     all_wide = np.empty(((longest + T - 1) // T, WIDE))
     all_narrow = np.empty(((longest + T - 1) // T, NARROW), out.dtype)
     pairs = starts[len(starts) - 1]
-    angular = shared = False
+    angular = apart = shared = False
     for code in codes:
-        angular = angular or code in (LN_KT, LN_DELTA)
+        angular = angular or code <= LN_DELTA
+        apart = apart or code in (LN_KT, LN_DELTA)
         shared = shared or code in (LN_KT, LN_Z)
+    narrow = shared or reference
     for jet in range(first, last):
         start = offsets[jet]
         n = offsets[jet + 1] - start
-        finite = _constituents(start, n, px, py, pz, e, wide, tile, all_wide, all_narrow)
+        finite = _constituents(start, n, px, py, pz, e, angular, wide, tile, all_wide, all_narrow)
         size = starts[jet + 1] - starts[jet]
         whole = len(codes) * size <= WHOLE
         target, at, stride = (block, 0, size) if whole else (out, starts[jet], pairs)
         for i in range(0, n, T):
             rows = min(T, n - i)
-            _bring(all_wide, all_narrow, i // T, wide, tile, ROWS, LOW_ROWS)
+            _bring(all_wide, all_narrow, i // T, narrow, wide, tile, ROWS, LOW_ROWS)
             for j in range(0, i + 1, T):
                 columns = min(T, n - j)
-                _bring(all_wide, all_narrow, j // T, wide, tile, COLUMNS, LOW_COLUMNS)
-                if angular:
+                _bring(all_wide, all_narrow, j // T, narrow, wide, tile, COLUMNS, LOW_COLUMNS)
+                if apart:
                     _delta2(wide, tile, rows)
                     _ln_angle(tile, number, rows)
                 if shared:
@@ -433,15 +441,15 @@ def _gradient(first, last, gradient, px, py, pz, e, offsets, starts, codes, full
     for jet in range(first, last):
         start = offsets[jet]
         n = offsets[jet + 1] - start
-        if not _constituents(start, n, px, py, pz, e, wide, tile, all_wide, all_narrow):
+        if not _constituents(start, n, px, py, pz, e, angular, wide, tile, all_wide, all_narrow):
             grad_p4[:, start : start + n] = np.nan
             continue
         for j in range(0, n, T):
             for c in range(8 * T):
                 wide[BY_Y + c] = 0.0
             for i in range(0, n, T):
-                _bring(all_wide, all_narrow, i // T, wide, tile, ROWS, LOW_ROWS)
-                _bring(all_wide, all_narrow, j // T, wide, tile, COLUMNS, LOW_COLUMNS)
+                _bring(all_wide, all_narrow, i // T, True, wide, tile, ROWS, LOW_ROWS)
+                _bring(all_wide, all_narrow, j // T, True, wide, tile, COLUMNS, LOW_COLUMNS)
                 for f in range(len(codes)):
                     _weight(tile, lines, T * T * codes[f], gradient, f * pairs + starts[jet], i, j, n, full)
                 rows = min(T, n - i)
