@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from children import PEERS
+
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
-PEERS = ROOT / ".venv-peers" / "bin" / "python"
 COUNTED = ("shared", "gpu", "slow", "soak", "peers", "interpreter", "sanitizer")
 
 

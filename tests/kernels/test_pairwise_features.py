@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import re
-import subprocess
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,8 +16,7 @@ from hypothesis import strategies as st
 
 import fasttag
 from cases import CASES
-from children import environment, python
-from conftest import PEERS
+from children import peer, python
 from fasttag_kernels.pairwise_features import FEATURES, pairwise_features, reference
 from toys import toy_jets
 
@@ -327,13 +325,10 @@ def test_golden_of_sixteen_jets(shared, dtype):
 
 
 WEAVER = """
-import sys
-import numpy as np, torch
+import torch
 from weaver.nn.model.ParticleTransformer import pairwise_lv_fts_pp, to_m2
-given = np.load(sys.argv[1])
-p4 = torch.from_numpy(given["p4"])
-a, b = p4[None, :, given["i"]], p4[None, :, given["j"]]
-np.savez(sys.argv[2], features=pairwise_lv_fts_pp(a, b)[0].numpy(), m2=to_m2(a + b)[0, 0].numpy())
+a, b = torch.from_numpy(p4)[None, :, i], torch.from_numpy(p4)[None, :, j]
+result = [pairwise_lv_fts_pp(a, b)[0].numpy(), to_m2(a + b)[0, 0].numpy()]
 """
 
 
@@ -344,11 +339,7 @@ def test_weaver(dtype, tmp_path):
     jets = toy_jets(1500, 4)
     p4 = jets.p4.astype(dtype)
     i, j = (np.concatenate([x + a for x, a in zip(part, jets.offsets)]) for part in _lower_indices(jets.offsets))
-    np.savez(tmp_path / "given.npz", p4=p4, i=i, j=j)
-    command = [PEERS, "-c", WEAVER, tmp_path / "given.npz", tmp_path / "found.npz"]
-    subprocess.run(command, check=True, env=environment(PYTHONPATH=""), timeout=300)
-    with np.load(tmp_path / "found.npz") as f:
-        weaver, m2 = f["features"], f["m2"]
+    weaver, m2 = peer(WEAVER, tmp_path, p4=p4, i=i, j=j)
     found = pairwise_features(p4, jets.offsets, triangle="lower", m2="reference")
     check_weaver(found, weaver, p4, i, j, dtype)
     truth = np.log(m2.astype(np.longdouble))
