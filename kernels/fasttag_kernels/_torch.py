@@ -94,7 +94,7 @@ def _register_gradient(op: str, row: dict[str, Any], arguments: str) -> None:
         found = (found,) if len(places) == 1 else found
         gradients: list[Any] = [None] * (len(values) - len(saved_names))
         for place, value in zip(places, found):
-            gradients[place] = value
+            gradients[place] = value if ctx.needs_input_grad[place] else None
         return tuple(gradients)
 
     def no_double(ctx: Any, *_: Any) -> None:

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from children import peer, python
+from fasttag import _baselines
 from fasttag_kernels import _dispatch, _torch
 from fasttag_kernels.distance_correlation import distance_correlation, distance_covariance, numba_cpu, reference
 from tolerances import EPS32
@@ -361,7 +362,7 @@ from numba import typeof
 from fasttag_kernels.distance_correlation.numba_cpu import _pairs, _sweep
 order, rows, row = np.ones(1, np.uint32), np.ones((1, 4)), np.ones(1)
 _sweep.compile(tuple(map(typeof, (0, 1, *5 * [order], rows, rows, rows, row, 4, False, False, row))))
-_pairs.compile(tuple(map(typeof, (row, row, row, order, False, False, row))))
+_pairs.compile(tuple(map(typeof, (row, row, row, row, row, order, False, False, row))))
 print(*_sweep.inspect_asm().values(), "PAIRS", *_pairs.inspect_asm().values())
 """
 
@@ -398,3 +399,50 @@ def test_refuses_gradients_in_weights():
     x = torch.arange(3.0)
     with pytest.raises(RuntimeError, match=r"^distance_correlation: weights must not require grad, .* in x, y; detach"):
         distance_correlation(x, x, weights=x.clone().requires_grad_())
+
+
+SATURATED = 1 / (1 + np.exp(np.array([60.0, 50, 45, 40, 0, -1, 1])))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_close_values_are_no_ties(algorithm, dtype):
+    """Values that differ by less than the rounding of their mean, as those of a saturated sigmoid."""
+    x = torch.tensor(SATURATED, dtype=dtype).requires_grad_()
+    y = torch.tensor([3.0, 1, 2, 5, 4, 0, 6], dtype=dtype).requires_grad_()
+    found = torch.autograd.grad(distance_correlation(x, y), (x, y))
+    wide = [v.detach().double().requires_grad_() for v in (x, y)]
+    expected = torch.autograd.grad(_baselines.distance_correlation(*wide, torch.ones(7).double()), wide)
+    for a, b in zip(found, expected):
+        np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=1e-6 if dtype == torch.float32 else 1e-12)
+
+
+@pytest.mark.parametrize("needs", [(True, False), (False, True), (True, True)])
+def test_anomaly_detection_sees_no_nan(needs):
+    """The derivative that nobody asked for is not handed on."""
+    x, y = (torch.randn(20, requires_grad=need) for need in needs)
+    with torch.autograd.set_detect_anomaly(True):
+        distance_correlation(x, y).backward()
+    assert [v.grad is not None for v in (x, y)] == list(needs)
+
+
+def test_nearly_all_weight_on_one_value(algorithm):
+    x, y = np.array([0.0, 0, 0, 1, 2, 3]), np.array([0.0, 0, 0, 3, 1, 2])
+    run = lambda small: distance_correlation(x, y, weights=np.array([1, 1, 1, small, small, small]))
+    assert run(1e-8) == pytest.approx(0.8076923, abs=1e-6)
+    assert run(1e-18) == 0, "below rounding there is no variance"
+
+
+def test_a_far_point_without_weight_costs_no_digits(algorithm):
+    rng = np.random.default_rng(3)
+    x, y, weights = *rng.normal(size=(2, 20)), np.ones(20)
+    x[0], weights[0] = 1e16, 1e-30
+    found = distance_correlation(x, y, weights=weights)
+    assert found == pytest.approx(distance_correlation(x[::-1], y[::-1], weights=weights[::-1]), rel=1e-12)
+
+
+@pytest.mark.parametrize("scale", [1e-320, 1e-200, 1e306])
+def test_weights_of_any_size(scale, algorithm):
+    x, y, weights = variables(300)
+    weights = np.rint(weights * 10)
+    expected = distance_correlation(x, y, weights=weights)
+    assert distance_correlation(x, y, weights=weights * scale) == pytest.approx(expected, rel=1e-12)

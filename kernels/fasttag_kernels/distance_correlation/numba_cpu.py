@@ -25,17 +25,18 @@ def run(x, y, weights, unbiased, covariance, needed, out, dx, dy, *, threads):
     elif not math.isfinite(points[0].sum()):
         out[()] = dx[:] = dy[:] = np.nan
     elif n <= FEW:
-        out[()] = pairs(place[:n], points[:n], unbiased, covariance, dx, dy)
+        out[()] = pairs(x, y, place[:n], points[:n], unbiased, covariance, dx, dy)
     else:
         out[()] = sweep(x, y, n, work, unbiased, covariance, dx, dy)
 
 
-def pairs(place, points, unbiased, covariance, dx, dy):
-    """O(n^2) time: every sum over all pairs."""
-    x, y, p, _ = points.T.copy()
-    value = _pairs(x, y, p, place, unbiased, covariance, dy)
+def pairs(x, y, place, points, unbiased, covariance, dx, dy):
+    """O(n^2) time: every sum over all pairs, by differences of the input: centred, close values would be equal."""
+    u, v, p, _ = points.T.copy()
+    x, y = (values[place].astype(np.float64) for values in (x, y))
+    value = _pairs(u, v, x, y, p, place, unbiased, covariance, dy)
     if len(dx):
-        _pairs(y, x, p, place, unbiased, covariance, dx)
+        _pairs(v, u, y, x, p, place, unbiased, covariance, dx)
     return value
 
 
@@ -80,13 +81,15 @@ def _minus(a, b):
 def _centre(x, y, weights, place, points):
     """Where points of weight not 0 stand, their x and y less the means, weights of sum 1; the number of points.
 
-    Differences from the first point come first, so that equal values give exactly 0.
+    Differences from the point of largest weight come first, so that equal values give exactly 0.
     """
     n, origin, total, sum_x, sum_y = 0, 0, 0.0, 0.0, 0.0
     for i in range(len(x)):
+        origin = i if weights[i] > weights[origin] else origin
+    for i in range(len(x)):
         if weights[i] != 0.0:
-            origin = i if n == 0 else origin
-            w, dx, dy = np.float64(weights[i]), _minus(x[i], x[origin]), _minus(y[i], y[origin])
+            w = np.float64(weights[i]) / np.float64(weights[origin])
+            dx, dy = _minus(x[i], x[origin]), _minus(y[i], y[origin])
             place[n], points[n, X], points[n, Y], points[n, P], points[n, 3] = i, dx, dy, w, 0.0
             total += w
             sum_x += w * dx
@@ -114,8 +117,9 @@ def _result(n, unbiased, covariance, s_uv, s_uu, s_vv, m_uv, m_uu, m_vv, ubar, v
     v_uv = c0 * (s_uv - 2 * c1 * m_uv + c2 * ubar * vbar)
     v_uu = c0 * (s_uu - 2 * c1 * m_uu + c2 * ubar * ubar)
     v_vv = c0 * (s_vv - 2 * c1 * m_vv + c2 * vbar * vbar)
-    # one point apart from all others has an unbiased variance of 0: rounding leaves up to n eps
-    noise = n * 2.0**-52 if unbiased else 0.0
+    # what rounding leaves of a variance of 0: unbiased, that of one point apart from all others; or nearly all weight
+    # on one value
+    noise = n * 2.0**-52
     if s_uu == 0.0 or s_vv == 0.0:
         return 0.0, 0.0, 0.0
     if covariance:
@@ -127,16 +131,16 @@ def _result(n, unbiased, covariance, s_uv, s_uu, s_vv, m_uv, m_uu, m_vv, ubar, v
 
 
 @kernel
-def _pairs(u, v, p, place, unbiased, covariance, gradient):
-    """The value and, unless `gradient` is empty, its derivatives in v."""
+def _pairs(u, v, x, y, p, place, unbiased, covariance, gradient):
+    """The value and, unless `gradient` is empty, its derivatives in y; u and v are x and y less their means."""
     n = len(u)
     ubar, vbar, g, z = np.empty(n), np.empty(n), np.empty(n), np.empty(n)
     s_uv = s_uu = s_vv = m_uv = m_uu = m_vv = total_u = total_v = 0.0
     for k in range(n):
-        uk, vk = u[k], v[k]
+        uk, vk, xk, yk = u[k], v[k], x[k], y[k]
         row_u = row_v = row_g = row_uv = 0.0
         for j in range(n):
-            a, b = abs(uk - u[j]), vk - v[j]
+            a, b = abs(xk - x[j]), yk - y[j]
             pa, sign = p[j] * a, (1.0 if b > 0.0 else 0.0) - (1.0 if b < 0.0 else 0.0)
             row_u += pa
             row_v += p[j] * abs(b)
@@ -159,10 +163,10 @@ def _pairs(u, v, p, place, unbiased, covariance, gradient):
     for j in range(n):
         z[j] = a * ubar[j] - b * vbar[j]
     for k in range(n):
-        vk = v[k]
+        vk, yk = v[k], y[k]
         sigma = tau = 0.0
         for j in range(n):
-            d = vk - v[j]
+            d = yk - y[j]
             signed = (p[j] if d > 0.0 else 0.0) - (p[j] if d < 0.0 else 0.0)
             sigma += signed
             tau += signed * z[j]

@@ -59,7 +59,7 @@ def knn(x: Any, k: int = 16, *, offsets: Any = None, periodic: int | None = None
     _dispatch.check_integer("knn", "k", k, 1, "16 is usual")
     if k > LARGEST["k"]:
         raise ValueError(f"knn: k must be at most {LARGEST['k']}, got {k}; 16 is usual")
-    if periodic not in (None, 1) or isinstance(periodic, bool):
+    if periodic is not None and (not isinstance(periodic, int) or isinstance(periodic, bool) or periodic != 1):
         raise ValueError(f"knn: periodic must be None or 1, got {periodic!r}; put the angle into column 1")
     if periodic is not None and x.shape[1] < 2:
         raise ValueError("knn: x must have a column 1 to be periodic, got (N, 1); put the angle into column 1")

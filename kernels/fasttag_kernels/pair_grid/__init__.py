@@ -1,5 +1,6 @@
 """Weaver's features of the pairs of two broadcast sets of particles."""
 
+import numbers
 from typing import Any
 
 from .. import _dispatch
@@ -24,12 +25,12 @@ def pair_grid(first: Any, second: Any, features: int = 4, *, eps: float = 1e-8, 
     first, second : (A, 7, R, C) float32 or float64, rows px, py, pz, E, pt (GeV), rapidity, phi (in [-pi, pi]).
         A, R and C broadcast: (1, 7, R, 1) and (1, 7, 1, C) give all pairs, twice (1, 7, R, C) pairs one by one.
     features : 1 (only ln Delta), 3 (ln kT, ln z, ln Delta), 4 (and ln m^2) or 5 (and ln(-(p_i - p_j)^2)).
-    eps : the least argument of a logarithm, 1.2e-38 or more.
+    eps : the least argument of a logarithm, 1.2e-38 or more, below 1.
     threads : CPU threads, default `set_threads`.
 
     Returns
     -------
-    (A, features, R, C) in the dtype of the input. NaN where a number that enters is NaN.
+    (A, features, R, C) in the dtype of the input. NaN for particles with NaN in E, pt, rapidity and phi.
 
     Raises
     ------
@@ -59,10 +60,10 @@ def pair_grid(first: Any, second: Any, features: int = 4, *, eps: float = 1e-8, 
                 f"pair_grid: first and second must broadcast, got {tuple(first.shape)} and {tuple(second.shape)}; "
                 "axes other than the second must be equal or 1"
             )
-    if features not in COUNTS:
+    if isinstance(features, bool) or features not in COUNTS:
         raise ValueError(f"pair_grid: features must be 1, 3, 4 or 5, got {features!r}; 4 is usual")
-    if not LEAST_EPS <= eps < float("inf"):
-        raise ValueError(f"pair_grid: eps must be {LEAST_EPS} or more and finite, got {eps!r}; 1e-8 is usual")
+    if not isinstance(eps, numbers.Real) or not LEAST_EPS <= eps < 1:
+        raise ValueError(f"pair_grid: eps must be {LEAST_EPS} or more and below 1, got {eps!r}; 1e-8 is usual")
     return _dispatch.call("pair_grid", first, second, int(features), float(eps), threads=threads)
 
 

@@ -55,6 +55,7 @@ def pairwise_features(
 
     Degenerate input: pt = 0 gives phi = 0 and the lower clamp for ln_kt and ln_z. Where E <= pz the clamp 1e-20 gives
     y about 25; where E <= -pz, where weaver gives -inf or NaN, the same clamp on E + pz gives the opposite.
+    Where E^2 leaves the range of the dtype (float32: E above 1e18 GeV) so do m^2 and its logarithm.
     Identical constituents, and a constituent with itself, have ln_delta = ln_kt = ln 1e-8. A constituent with NaN or
     inf in it gives NaN in every feature of its pairs, and its jet a gradient of NaN.
 
@@ -85,6 +86,8 @@ def pairwise_features(
     for name, value, choices in (("triangle", triangle, ("full", "lower")), ("m2", m2, ("stable", "reference"))):
         if value not in choices:
             raise ValueError(f'{op}: {name} must be "{choices[0]}" or "{choices[1]}", got {value!r}; choose one')
+    if pairs is not None:
+        _dispatch.check_integer(op, "pairs", pairs, 0, "leave it out to have it counted")
     _dispatch.backend_for(op, library, _dispatch.device_of(p4))  # raises where the offsets could not be looked at
     pairs = count_pairs(offsets, triangle) if pairs is None else pairs
     return _dispatch.call(op, p4, offsets, pairs, list(features), triangle, m2, threads=threads)

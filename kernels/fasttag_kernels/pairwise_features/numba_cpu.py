@@ -235,7 +235,7 @@ def _psi(tile, number, rows):
         size = abs(x)
         u = one + size
         value = log(u) + (size - (u - one)) / u
-        tile[OUT + k] = value if x > number(0.0) else -value
+        tile[OUT + k] = value if x >= number(0.0) else -value
 
 
 @helper
