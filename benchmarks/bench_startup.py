@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -27,11 +26,6 @@ def test_import_and_first_call(compare, problem):
     def process(code: str) -> None:
         subprocess.run([CORE, "-c", code], check=True, env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"})
 
-    def numba_alone() -> float:
-        begin = time.perf_counter()
-        process("import numba")
-        return time.perf_counter() - begin
-
     process(FIRST_CALL)
     compare(
         "startup",
@@ -39,6 +33,6 @@ def test_import_and_first_call(compare, problem):
         "process, import, kinematics and knn of one jet",
         problem("reference").first(1),
         lambda: process(FIRST_CALL),
-        {"import numba, nothing else": (numba_alone, 1)},
+        {},
         target={"s": 1.2},
     )

@@ -23,7 +23,7 @@ def committed() -> list[dict[str, Any]]:
 
 def terminal(results: dict[str, Any]) -> str:
     """All columns, aligned."""
-    rows = [["case", "jets", "n", "thr", "us/jet", "jets/s", "GB/s", "% of limit", "compared with", "target"]]
+    rows = [["case", "jets", "n", "thr", "us/jet", "jets/s", "GB/s", "of limit", "compared with", "target"]]
     for row in results["rows"]:
         rows.append(
             [
@@ -34,7 +34,7 @@ def terminal(results: dict[str, Any]) -> str:
                 _short(row["us"]),
                 f"{row['jets_per_s']:,.0f}",
                 f"{row['GB_per_s']:.1f}" if row["bytes"] else "-",
-                f"{100 * row['share']:.0f}",
+                _share(row),
                 _peers(row) or "-",
                 _target(row, results["ceilings"]),
             ]
@@ -53,8 +53,7 @@ def markdown(results: dict[str, Any]) -> str:
     for row in results["rows"]:
         threads = f", {row['threads']} threads" if row["threads"] > 1 else ""
         lines.append(
-            f"| `{row['op']}` {row['case']}{threads} | {_short(row['us'])} | {_peers(row) or '–'} "
-            f"| {100 * row['share']:.0f} % |"
+            f"| `{row['op']}` {row['case']}{threads} | {_short(row['us'])} | {_peers(row) or '–'} | {_share(row)} |"
         )
     return "\n".join([*lines, "", _caption(results)])
 
@@ -65,7 +64,11 @@ def readme_block() -> str:
 
 
 def _short(value: float) -> str:
-    return f"{value:.2f}" if value < 10 else f"{value:.0f}"
+    return f"{value:.2f}" if value < 10 else f"{value:.0f}" if value < 1e5 else f"{value * 1e-6:.2f} s"
+
+
+def _share(row: dict[str, Any]) -> str:
+    return f"{100 * row['share']:.0f} %" if row["limit_us"] else "–"
 
 
 def _peers(row: dict[str, Any]) -> str:

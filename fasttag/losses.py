@@ -51,8 +51,9 @@ class DisCo(torch.nn.Module):
 
     def forward(self, score: Any, against: Any, mask: Any = None, weights: Any = None) -> Any:
         if mask is not None:
-            if mask.dtype != torch.bool:
-                raise TypeError(f"DisCo: mask must be bool, got {mask.dtype}; pass label == 0")
+            if not isinstance(mask, torch.Tensor) or mask.dtype != torch.bool:
+                got = getattr(mask, "dtype", "") if isinstance(mask, torch.Tensor) else type(mask).__name__
+                raise TypeError(f"DisCo: mask must be a bool tensor, got {got}; pass label == 0")
             for name, value in (("score", score), ("against", against), ("weights", weights)):
                 if value is not None and value.shape != mask.shape:
                     raise ValueError(

@@ -125,6 +125,11 @@ def fit(
     torch.manual_seed(settings.seed)
     model = models.build(name, **(config or {}))
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+    if settings.against and (settings.against in train.labels) != (settings.against in val.labels):
+        raise ValueError(
+            f"fit: train and val must both have the label {settings.against!r} or both lack it, got "
+            f"{list(train.labels)} and {list(val.labels)}; add it to the other, or drop it"
+        )
     train, val = (_labelled(jets, model, settings, where) for where, jets in (("train", train), ("val", val)))
     disco = DisCo(settings.disco) if settings.against else None
     described = {"model": models.describe(model)}

@@ -135,8 +135,10 @@ def test_bad_options(bad):
 
 def test_bad_masks(jets):
     score, mass, label, weights = jets
-    with pytest.raises(TypeError, match=r"DisCo: mask must be bool, got torch.int64; pass label == 0"):
+    with pytest.raises(TypeError, match=r"DisCo: mask must be a bool tensor, got torch.int64; pass label == 0"):
         DisCo(1.0)(score, mass, (~label).long())
+    with pytest.raises(TypeError, match="DisCo: mask must be a bool tensor, got ndarray; pass label == 0"):
+        DisCo(1.0)(score, mass, (~label).numpy())
     for name, arguments in (
         ("score", (score[1:], mass, ~label)),
         ("against", (score, mass[:, None], ~label)),
@@ -146,13 +148,14 @@ def test_bad_masks(jets):
             DisCo(1.0)(*arguments)
 
 
-def test_without_torch():
-    code = """
+@pytest.mark.parametrize("module", ["losses", "compat.disco", "compat.torch_cluster", "compat.weaver"])
+def test_without_torch(module):
+    code = f"""
 import sys
 sys.modules["torch"] = None
 import fasttag
 try:
-    fasttag.losses
+    import fasttag.{module}
 except ImportError as error:
     print(error)
 """

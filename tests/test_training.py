@@ -133,9 +133,11 @@ def test_against_is_checked(tmp_path, toys):
         run(tmp_path, toys, dataclasses.replace(DISCO, against="tau"))
     with pytest.raises(ValueError, match="fit: 'label' of train must be finite and not the same for all background"):
         run(tmp_path, toys, dataclasses.replace(DISCO, against="label"))
+    with pytest.raises(ValueError, match="fit: train and val must both have the label 'mass' or both lack it"):
+        run(tmp_path, (train, val.with_labels(mass=mass_of(val))), DISCO)
     bad = np.where(np.arange(len(val)) == 6, np.nan, mass_of(val))
     with pytest.raises(ValueError, match="fit: 'mass' of val must be finite"):
-        run(tmp_path, (train, val.with_labels(mass=bad)), DISCO)
+        run(tmp_path, (train.with_labels(mass=mass_of(train)), val.with_labels(mass=bad)), DISCO)
     assert not list(tmp_path.iterdir())
 
 
@@ -221,10 +223,11 @@ def test_other_values_to_decorrelate_from_are_another_run(tmp_path, toys):
     settings = dataclasses.replace(DISCO, epochs=1)
     run(tmp_path, toys, settings)
     mass = mass_of(toys[0])
-    run(tmp_path, (toys[0].with_labels(mass=mass), toys[1]), settings, resume=True)
+    val = toys[1].with_labels(mass=mass_of(toys[1]))
+    run(tmp_path, (toys[0].with_labels(mass=mass), val), settings, resume=True)
     mass[0] += 1
     for other in (
-        (toys[0].with_labels(mass=mass), toys[1], settings),
+        (toys[0].with_labels(mass=mass), val, settings),
         (*toys, dataclasses.replace(settings, disco=3.0)),
         (*toys, dataclasses.replace(settings, disco=0.0, against="")),
     ):

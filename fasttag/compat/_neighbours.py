@@ -19,7 +19,7 @@ def nearest(
     start = offsets[:-1].repeat_interleave(offsets.diff(), output_size=len(x))
     own = (torch.arange(len(x)) - start).unsqueeze(1)
     difference = x[others.clamp(min=0) + start.unsqueeze(1)] - x.unsqueeze(1)
-    if periodic:
+    if periodic is not None:
         turn = 2 * math.pi
         difference[..., periodic] -= turn * (difference[..., periodic] / turn).round()
     ahead = (others >= 0) & (others < own) & (difference.square().sum(2) == 0)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
+from ..interop import require
 
-from fasttag_kernels.distance_correlation import distance_correlation, distance_covariance
+require("torch")  # an ImportError that names the extra
+
+import torch  # noqa: E402
+
+from fasttag_kernels.distance_correlation import distance_correlation, distance_covariance  # noqa: E402
 
 MEAN = 1e-4  # how far the mean weight may be from 1: what a float32 sum of a million weights can be off, and more
 

@@ -23,14 +23,15 @@ def pixelate(
     norm: bool = True,
     charged_counts_only: bool = False,
 ) -> np.ndarray:
-    """The image of one jet, (npix, npix, nb_chan) float64, with EnergyFlow's numbers.
+    """The image of one jet, (npix, npix, nb_chan) float64, with EnergyFlow's numbers to 1e-12.
 
     jet : (n, 3) or (n, 4), rows pt, y, phi and, where charged particles are counted, the PDG id.
     Centred on the pixel that holds the pt-weighted mean, not rotated, not flipped. As in EnergyFlow phi is not wrapped:
     unwrap a jet across +-pi first, or use `fasttag.pixelate`, which wraps. The second channel counts particles.
 
     Raises ZeroDivisionError for a jet without pt and FloatingPointError where nothing falls inside the window, as
-    EnergyFlow does; ValueError for another number of channels or columns.
+    EnergyFlow does; ValueError for another number of channels or columns, and for NaN or inf in a particle with pt,
+    where EnergyFlow raises IndexError. A particle on the edge of a pixel may fall on its other side.
     """
     jet = np.asarray(jet, np.float64)
     if nb_chan not in (1, 2):
@@ -40,6 +41,9 @@ def pixelate(
         raise ValueError(f"pixelate: jet must have shape (n, {needed}) or more columns, got {jet.shape}; add columns")
     if not (jet[:, 0] > 0).any():
         raise ZeroDivisionError("pixelate: the pt of the jet sum to zero")
+    jet = jet[jet[:, 0] > 0]
+    if not np.isfinite(jet[:, :3]).all():
+        raise ValueError("pixelate: jet must be finite where pt is above 0, got NaN or inf; drop such particles")
     kind = np.ones(len(jet), np.int8)
     if needed == 4:
         kind[:] = np.isin(np.abs(jet[:, 3]), CHARGED)

@@ -8,9 +8,13 @@ by its index, where torch_cluster looks for k + 1 and drops the point if it find
 
 from __future__ import annotations
 
-import torch
+from ..interop import require
 
-from ._neighbours import nearest
+require("torch")  # an ImportError that names the extra
+
+import torch  # noqa: E402
+
+from ._neighbours import nearest  # noqa: E402
 
 __all__ = ["knn", "knn_graph"]
 

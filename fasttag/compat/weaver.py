@@ -1,7 +1,9 @@
 """weaver-core 0.5: change `from weaver... import ...` into `from fasttag.compat.weaver import ...`.
 
-Tensors are on the CPU; threads are those of `fasttag.set_threads`, not torch's. To speed up weaver's own networks
-assign these functions to the modules they come from: `weaver.nn.model.ParticleNet.knn = knn`.
+The originals are those of ParticleNet and ParticleTransformer; ParticleNeXt has others of the same names. Tensors are
+on the CPU; threads are those of `fasttag.set_threads`, not torch's. To use these functions in weaver's own networks
+assign them to the modules they come from before building a network: `weaver.nn.model.ParticleNet.knn = knn`. Its
+ParticleTransformer takes lists of pairs, which run as plain torch here too.
 """
 
 from __future__ import annotations
@@ -10,13 +12,18 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-import torch
 
-from fasttag_kernels import _dispatch, get_threads
-from fasttag_kernels.pair_grid import pair_grid
-from fasttag_kernels.standardize.numba_cpu import fill
+from ..interop import require
 
-from ._neighbours import nearest
+require("torch")  # an ImportError that names the extra
+
+import torch  # noqa: E402
+
+from fasttag_kernels import _dispatch, get_threads  # noqa: E402
+from fasttag_kernels.pair_grid import LEAST_EPS, pair_grid  # noqa: E402
+from fasttag_kernels.standardize.numba_cpu import fill  # noqa: E402
+
+from ._neighbours import nearest  # noqa: E402
 
 __all__ = [
     "_batched_fused_constant_pad",
@@ -42,7 +49,8 @@ def pairwise_lv_fts_pp(xi: torch.Tensor, xj: torch.Tensor, num_outputs: int = 4,
     have the same bits; ln Delta and ln kT within 2 ulp and another 2.4e-7 (4.5e-16 in float64), since torch's square
     root is not correctly rounded. Plain torch runs, with weaver's bits and at its speed, for lists of pairs (torch's
     logarithms and atan2 of both lists, which have to keep their bits, are most of the time), where a gradient is wanted
-    (weaver itself asks for none) and for num_outputs above 5. ValueError where weaver has an assertion.
+    (weaver itself asks for none), for num_outputs above 5 and for other or mixed dtypes. ValueError where weaver has an
+    assertion.
     """
     if num_outputs not in (1, 3, 4, 5, 6, 8):
         raise ValueError(f"pairwise_lv_fts_pp: num_outputs must be 1, 3, 4, 5, 6 or 8, got {num_outputs!r}; 4 is usual")
@@ -53,7 +61,9 @@ def pairwise_lv_fts_pp(xi: torch.Tensor, xj: torch.Tensor, num_outputs: int = 4,
         )
     distinct = [_distinct(x) for x in (xi, xj)]
     differentiable = torch.is_grad_enabled() and (xi.requires_grad or xj.requires_grad)
-    if differentiable or num_outputs > 5 or distinct[0].shape[2:] == distinct[1].shape[2:]:
+    unfit = xi.dtype != xj.dtype or xi.dtype not in (torch.float32, torch.float64) or not LEAST_EPS <= eps < 1
+    alike = distinct[0].shape[2:] == distinct[1].shape[2:]
+    if differentiable or unfit or alike or num_outputs > 5 or 0 in (xi.numel(), xj.numel()):
         return _in_torch(xi, xj, num_outputs, eps)
     first, second = (torch.cat((x, *_kinematics(x)), 1) for x in _four_axes(*distinct))
     shape, kept = (torch.broadcast_shapes(*(x.shape[2:] for x in pair)) for pair in ((xi, xj), distinct))

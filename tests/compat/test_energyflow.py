@@ -221,3 +221,15 @@ def test_coordinates_refuse_shapes():
     for bad in (np.zeros((4, 3)), 1.0):
         with pytest.raises(ValueError, match=r"ptyphims_from_p4s: p4s must have shape \(..., 4\)"):
             ptyphims_from_p4s(bad)
+
+
+@pytest.mark.parametrize("row", [[np.nan, 0, 0], [0, np.nan, np.nan], [-1, np.nan, 0], [0, 9, 9]])
+def test_particles_without_pt_do_not_count(row):
+    jet = np.array([[5.0, 0.1, 0.2], [3.0, -0.1, 0.0]])
+    np.testing.assert_array_equal(pixelate(np.insert(jet, 1, row, 0)), pixelate(jet))
+
+
+@pytest.mark.parametrize("row", [[np.inf, 0, 0], [1, np.nan, 0], [1, 0, np.inf]])
+def test_particles_that_are_not_finite_are_refused(row):
+    with pytest.raises(ValueError, match=r"^pixelate: jet must be finite where pt is above 0, got NaN or inf"):
+        pixelate(np.array([[5.0, 0.1, 0.2], row]))

@@ -179,8 +179,6 @@ def test_refuses_counts_that_weaver_asserts_against(count):
 def test_refuses_shapes(shapes):
     with pytest.raises(ValueError, match="xi and xj must have shape"):
         weaver.pairwise_lv_fts_pp(*map(torch.rand, shapes))
-    with pytest.raises(TypeError, match="must be float32 or float64, got float16"):
-        weaver.pairwise_lv_fts_pp(torch.rand(1, 4, 2, 1).half(), torch.rand(1, 4, 1, 2).half())
 
 
 GRAPH = """
@@ -438,3 +436,22 @@ def test_padding_checks_what_it_would_read():
     ]:
         with pytest.raises(ValueError, match=f"_batched_fused_constant_pad: .*{message}"):
             weaver._batched_fused_constant_pad(*(given | change).values(), out)
+
+
+@pytest.mark.parametrize(
+    ("xi", "xj", "shape"),
+    [
+        (torch.ones(2, 4, 0, 1), torch.ones(2, 4, 1, 0), (2, 4, 0, 0)),
+        (torch.ones(0, 4, 3, 1), torch.ones(1, 4, 1, 3), (0, 4, 3, 3)),
+        (torch.ones(1, 4, 3, 1, dtype=torch.float64), torch.ones(1, 4, 1, 3), (1, 4, 3, 3)),
+        (torch.ones(1, 4, 3, 1).half(), torch.ones(1, 4, 1, 3).half(), (1, 4, 3, 3)),
+    ],
+)
+def test_pair_features_of_what_the_kernel_does_not_take(xi, xj, shape):
+    assert weaver.pairwise_lv_fts_pp(xi, xj).shape == shape
+
+
+def test_pair_features_without_a_clamp():
+    x = torch.tensor([[3.0, 4.0, 0.0, 5.0], [4.0, 3.0, 0.0, 5.0]]).T[None]
+    found = weaver.pairwise_lv_fts_pp(x[..., None], x[..., None, :], eps=0.0)
+    assert found[0, 2, 0, 0] == -torch.inf and found[0, 2, 0, 1] < 0
