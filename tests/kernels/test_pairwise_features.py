@@ -428,3 +428,9 @@ def test_is_packed(kernel, dtype, single, double, tmp_path):
     assert count(r"vfn?m(?:add|sub)\w+ss\s") == 0 and count(r"vsqrts[sd]\s") <= 1
     assert count(r"vmaskmov\w+") >= 8 and count(r"vgather") == 0
     assert not re.search(r"(?:call\w*|jmp|movabsq)\s+\$?(?:log|atan2?|fma|sqrt|hypot)\w*", assembly)
+
+
+@pytest.mark.parametrize("bad", [1.0, True])
+def test_pairs_must_be_an_integer(bad):
+    with pytest.raises(TypeError, match="^pairwise_features: pairs must be an integer, got"):
+        pairwise_features(np.ones((4, 1)), np.array([0, 1]), pairs=bad)

@@ -86,8 +86,8 @@ def pairwise_features(
     for name, value, choices in (("triangle", triangle, ("full", "lower")), ("m2", m2, ("stable", "reference"))):
         if value not in choices:
             raise ValueError(f'{op}: {name} must be "{choices[0]}" or "{choices[1]}", got {value!r}; choose one')
-    if pairs is not None:
-        _dispatch.check_integer(op, "pairs", pairs, 0, "leave it out to have it counted")
+    if isinstance(pairs, (bool, float)):  # not check_integer: torch.compile traces `pairs` as a symbol
+        raise TypeError(f"{op}: pairs must be an integer, got {pairs!r}; leave it out to have it counted")
     _dispatch.backend_for(op, library, _dispatch.device_of(p4))  # raises where the offsets could not be looked at
     pairs = count_pairs(offsets, triangle) if pairs is None else pairs
     return _dispatch.call(op, p4, offsets, pairs, list(features), triangle, m2, threads=threads)
