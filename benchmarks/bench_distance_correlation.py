@@ -39,7 +39,7 @@ def check_gradient(found, mass, score, weights):
     points, place = np.empty((len(mass), 4)), np.empty(len(mass), np.uint32)
     numba_cpu._centre(mass, score, weights, place, points)
     expected = np.empty(len(mass))
-    value = numba_cpu.pairs(place, points, False, False, expected[:0], expected)
+    value = numba_cpu.pairs(mass, score, place, points, False, False, expected[:0], expected)
     check("distance_correlation", distance_correlation(mass, score, weights=weights), value, 1e4)
     error = np.abs(found.numpy() - expected)
     assert (error <= 2.0**-23 * np.abs(expected) + 1e-10 * np.abs(expected).max()).all(), f"off by {error.max()}"

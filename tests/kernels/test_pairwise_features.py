@@ -432,5 +432,5 @@ def test_is_packed(kernel, dtype, single, double, tmp_path):
 
 @pytest.mark.parametrize("bad", [1.0, True])
 def test_pairs_must_be_an_integer(bad):
-    with pytest.raises(TypeError, match="^pairwise_features: pairs must be an integer, got"):
+    with pytest.raises(TypeError, match=r"^pairwise_features: pairs must be an integer, got"):
         pairwise_features(np.ones((4, 1)), np.array([0, 1]), pairs=bad)
