@@ -16,7 +16,7 @@ MEAN = 1e-4  # how far the mean weight may be from 1: what a float32 sum of a mi
 
 
 def distance_corr(var_1: Any, var_2: Any, normedweight: Any, power: float = 1) -> Any:
-    """The distance correlation of gkasieczka/DisCo's `Disco.py`, with its numbers: a 0-dimensional torch tensor.
+    """The distance correlation of gkasieczka/DisCo's `Disco.py`, to 1e-12 in float64: a 0-dimensional torch tensor.
 
     var_1, var_2 : tensors of n elements, float32 or float64. normedweight : (n,), >= 0, of mean 1, not of sum 1 as the
     original's docstring has it. power : 1 gives dCorr^2, 2 its square, anything else V_xy / (V_xx V_yy)^(power/2).
