@@ -26,6 +26,7 @@ from fasttag_kernels.segment import reference as segment_reference
 from fasttag_kernels.segment import segment
 from fasttag_kernels.standardize import reference as standardize_reference
 from fasttag_kernels.standardize import standardize
+from tolerances import TOLERANCES
 
 
 def _jets(counts: Any, seed: int = 1, phi: float = 0.7, before: int = 0, after: int = 0, mass: float = 0.0) -> tuple:
@@ -177,9 +178,9 @@ def _columns(p4: np.ndarray, offsets: np.ndarray) -> tuple:
     return p4, offsets, *(np.array(numbers, p4.dtype) for numbers in settings)
 
 
-def _standardize(values: Any, offsets: Any, *settings: Any, threads: Any = None) -> Any:
+def _standardize(values: Any, offsets: Any, *settings: Any, **options: Any) -> Any:
     names = ("center", "scale", "low", "high", "pad_value")
-    return standardize(values, offsets, SLOTS, **dict(zip(names, settings)), threads=threads)
+    return standardize(values, offsets, SLOTS, **dict(zip(names, settings)), **options)
 
 
 def _grid_of_pairs(p4: np.ndarray, offsets: np.ndarray) -> tuple:
@@ -196,13 +197,13 @@ OPS: dict[str, Op] = {
     "segment": Op(_values, segment, segment_reference.segment, _segment_scale),
     "pad": Op(
         lambda p4, offsets: (p4, offsets),
-        lambda values, offsets, threads=None: pad(values, offsets, 5001, threads=threads),
+        lambda values, offsets, **options: pad(values, offsets, 5001, **options),
         lambda values, offsets: pad_reference.pad(values, offsets, 5001),
     ),
     "pixelate": Op(_angles, _pixelate, _pixelate_oracle, _pixelate_scale, offsets_at=3),
     "knn": Op(
         lambda p4, offsets: (np.stack(_angles(p4, offsets)[1:3], 1), offsets),
-        lambda x, offsets, threads=None: knn(x, offsets=offsets, periodic=1, threads=threads),
+        lambda x, offsets, **options: knn(x, offsets=offsets, periodic=1, **options),
         lambda x, offsets: knn_reference.knn(x, offsets=offsets, periodic=1),
         of_jet=lambda output, offsets, j: output[offsets[j] : offsets[j + 1]],
     ),
@@ -228,8 +229,46 @@ OPS: dict[str, Op] = {
     ),
     "pair_grid": Op(
         _grid_of_pairs,
-        lambda first, second, threads=None: pair_grid(first, second, 5, threads=threads),
+        lambda first, second, **options: pair_grid(first, second, 5, **options),
         lambda first, second: pair_grid_reference.pair_grid(first, second, 5),
         ragged=False,
     ),
 }
+
+
+def arguments_of(op: str, case: str, dtype: str) -> tuple:
+    """The arrays that an op gets in a case."""
+    p4, offsets = CASES[case]()
+    return OPS[op].arguments(np.ascontiguousarray(p4, dtype), offsets)
+
+
+def outputs_of(result: Any) -> list[np.ndarray]:
+    """The arrays of a result, one or several."""
+    parts = list(result) if isinstance(result, tuple) else [result]
+    return [np.asarray(part) for part in parts]
+
+
+def same_bits(a: Any, b: Any) -> bool:
+    """Whether two results are the same to the bit."""
+    return all(
+        x.dtype == y.dtype and x.tobytes() == y.tobytes() for x, y in zip(outputs_of(a), outputs_of(b), strict=True)
+    )
+
+
+def assert_agrees(op: str, dtype: str, arguments: tuple, result: Any, times: float = 1.0) -> None:
+    """A result within `times` the tolerance of the oracle's."""
+    found, expected = outputs_of(result), outputs_of(OPS[op].oracle(*arguments))
+    rtol, atol = TOLERANCES[op, dtype]
+    scales = OPS[op].scale(*arguments)
+    for i, (a, b) in enumerate(zip(found, expected, strict=True)):
+        assert a.shape == b.shape
+        assert a.dtype == (np.dtype(dtype) if b.dtype.kind == "f" else b.dtype)
+        scale = scales[i] if isinstance(scales, np.ndarray) and len(found) > 1 else scales
+        if op == "kinematics" and i == 1:  # rapidities of zero-pt particles are 1e5 + |pz|: relative only
+            scale = np.where(np.abs(b) > 1e4, 0, scale)
+        a, b = a.astype(np.float64), b.astype(np.float64)
+        finite = np.isfinite(b)
+        np.testing.assert_array_equal(a[~finite], b[~finite])
+        a, b, scale = a[finite], b[finite], np.broadcast_to(scale, finite.shape)[finite]
+        error, bound = np.abs(a - b), times * (rtol * np.abs(b) + atol * scale)
+        assert (error <= bound).all(), f"output {i}: largest error {error.max()}"

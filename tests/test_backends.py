@@ -13,7 +13,14 @@ from fasttag_kernels import TABLE
 
 
 def test_backends():
-    assert fasttag.backends() == {op: {"numba": "cpu"} for op in TABLE}
+    found = fasttag.backends()
+    assert set(found) == set(TABLE) and all(found[op]["numba"] == "cpu" for op in TABLE)
+    for op, row in TABLE.items():
+        assert list(found[op]) == list(row["backends"])
+        assert found[op].get("cuda", NOT_RUN) == NOT_RUN
+
+
+NOT_RUN = "cuda: compiled and emulated, not yet run on a GPU"
 
 
 @pytest.mark.parametrize("order", ["backends warmup backends", "warmup backends"])

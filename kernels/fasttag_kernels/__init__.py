@@ -4,8 +4,7 @@ Every operation is a folder whose public function has its name: `from fasttag_ke
 Importing this package loads NumPy only.
 """
 
-from ._dispatch import RUNS_ON
 from ._table import TABLE
 from ._threads import get_threads, set_threads
 
-__all__ = ["RUNS_ON", "TABLE", "get_threads", "set_threads"]
+__all__ = ["TABLE", "get_threads", "set_threads"]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -125,47 +126,114 @@ def backend_for(op: str, library: str, device: str) -> str:
 RUNS_ON = {"numba": "cpu", "cuda": "cuda", "triton": "cuda"}
 
 
-def call(op: str, *arguments: Any, threads: int | None = None) -> Any:
+def call(op: str, *arguments: Any, threads: int | None = None, offsets_host: Any = None) -> Any:
     """Run an op whose argument kinds and shapes its public function has checked. The first argument is an array.
 
+    `offsets_host` is the argument `offsets` in NumPy: a GPU backend takes sizes from it and waits for nothing.
     An op with "saved" outputs has a last argument `needed`, filled in here: which gradient arguments require grad. It
     returns its first output; the saved ones are for its `backward`, and empty where nothing needs them.
     """
     library, device = library_of(arguments[0]), device_of(arguments[0])
     backend = backend_for(op, library or "", device)
     threads = _threads.resolve(op, threads)
+    if RUNS_ON[backend] == "cpu":
+        offsets_host = None
+    else:
+        offsets = dict(zip(TABLE[op]["arguments"], arguments)).get("offsets")
+        offsets_host = _on_host(op, offsets, offsets_host)
     if library == "torch":
         from . import _torch
 
-        return _torch.call(op, arguments, threads)
+        return _torch.call(op, arguments, offsets_host, threads)
+    empty: Callable = np.empty
+    if library == "cupy":
+        from . import _cuda
+
+        empty = _cuda.empty
     if "saved" in TABLE[op]:
-        return execute(op, backend, (*arguments, [False] * len(TABLE[op]["gradients"])), threads, np.empty)[0]
-    return execute(op, backend, arguments, threads, np.empty)
+        arguments = (*arguments, [False] * len(TABLE[op]["gradients"]))
+        return execute(op, backend, arguments, offsets_host, threads, empty)[0]
+    return execute(op, backend, arguments, offsets_host, threads, empty)
 
 
-def execute(op: str, backend: str, arguments: tuple, threads: int, empty: Callable) -> Any:
-    """Check values, allocate, run. `empty(shape, dtype=name)` makes an output; kernels see NumPy views of it."""
+def _on_host(op: str, offsets: Any, offsets_host: Any) -> np.ndarray | None:
+    if offsets is None:
+        return None
+    if offsets_host is None:
+        raise ValueError(
+            f"{op}: offsets_host must be given for arrays on a GPU, got None; pass Jets, which have it, or the offsets "
+            "once more in NumPy"
+        )
+    if not isinstance(offsets_host, np.ndarray) or offsets_host.dtype != np.int64:
+        raise TypeError(f"{op}: offsets_host must be a NumPy array of int64, got {offsets_host!r}; convert it")
+    if offsets_host.shape != tuple(offsets.shape):
+        raise ValueError(
+            f"{op}: offsets_host must have the shape of offsets, {tuple(offsets.shape)}, got {offsets_host.shape}; "
+            "pass the same numbers"
+        )
+    return offsets_host
+
+
+def execute(
+    op: str, backend: str, arguments: tuple, offsets_host: np.ndarray | None, threads: int, empty: Callable
+) -> Any:
+    """Check values, allocate, run. `empty(shape, dtype=name)` makes an output; kernels see NumPy or CuPy views of it.
+
+    Values that lie on a GPU are not looked at, but for those of `offsets`, which `offsets_host` has.
+    """
     package = importlib.import_module(f"fasttag_kernels.{op}")
-    package.check_values(*map(_view, arguments))
-    outs = [empty(shape, dtype=dtype) for shape, dtype in package.outputs(*arguments)]
-    implementation(op, backend)(*map(_view, arguments), *map(_view, outs), threads=threads)
+    with _place(backend, arguments[0]) as (view, options):
+        views = [view(argument) for argument in arguments]
+        known = [
+            offsets_host if name == "offsets" and offsets_host is not None else argument
+            for name, argument in zip(TABLE[op]["arguments"], views)
+        ]
+        package.check_values(*known)
+        outs = [empty(shape, dtype=dtype) for shape, dtype in package.outputs(*arguments)]
+        implementation(op, backend)(*views, *map(view, outs), **options(op, offsets_host, threads))
     return outs[0] if len(outs) == 1 else tuple(outs)
 
 
-def execute_backward(op: str, backend: str, gradient: Any, arguments: tuple, threads: int, empty: Callable) -> Any:
+def execute_backward(
+    op: str,
+    backend: str,
+    gradient: Any,
+    arguments: tuple,
+    offsets_host: np.ndarray | None,
+    threads: int,
+    empty: Callable,
+) -> Any:
     """The gradients in the arguments that the table names, given the gradient in the first output.
 
     `arguments` are those of the op and then its saved outputs.
     """
     names = list(TABLE[op]["arguments"])
     outs = []
-    for name in TABLE[op]["gradients"]:
-        like = arguments[names.index(name)]
-        outs.append(empty(tuple(like.shape), dtype=dtype_of(like)))
-    run = implementation(op, backend, "backward")
-    run(_view(gradient), *map(_view, arguments), *map(_view, outs), threads=threads)
+    with _place(backend, arguments[0]) as (view, options):
+        for name in TABLE[op]["gradients"]:
+            like = arguments[names.index(name)]
+            outs.append(empty(tuple(like.shape), dtype=dtype_of(like)))
+        run = implementation(op, backend, "backward")
+        run(view(gradient), *map(view, arguments), *map(view, outs), **options(op, offsets_host, threads))
     return outs[0] if len(outs) == 1 else tuple(outs)
 
 
-def _view(argument: Any) -> Any:
+@contextlib.contextmanager
+def _place(backend: str, array: Any) -> Iterator[tuple[Callable, Callable]]:
+    """The device of `array`; how kernels see an array there, and which keywords they take."""
+    if RUNS_ON[backend] == "cpu":
+        yield _numpy_view, lambda op, offsets_host, threads: {"threads": threads}
+    else:
+        from . import _cuda
+
+        with _cuda.on(array):
+            yield (
+                _cuda.view,
+                lambda op, offsets_host, threads: (
+                    {"offsets_host": offsets_host} if "offsets" in TABLE[op]["arguments"] else {}
+                ),
+            )
+
+
+def _numpy_view(argument: Any) -> Any:
     return argument.detach().numpy() if library_of(argument) == "torch" else argument

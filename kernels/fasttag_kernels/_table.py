@@ -4,23 +4,23 @@ from typing import Any
 
 TABLE: dict[str, dict[str, Any]] = {
     "kinematics": {
-        "backends": {"numba": "kinematics.numba_cpu:run"},
-        "backward": {"numba": "kinematics.numba_cpu:backward"},
+        "backends": {"numba": "kinematics.numba_cpu:run", "cuda": "kinematics.cupy_cuda:run"},
+        "backward": {"numba": "kinematics.numba_cpu:backward", "cuda": "kinematics.cupy_cuda:backward"},
         "arguments": {"p4": "Tensor"},
         "returns": "Tensor",
         "gradients": ("p4",),
         "paper": "FastJet, arXiv:1111.6097 (rapidity)",
     },
     "segment": {
-        "backends": {"numba": "segment.numba_cpu:run"},
-        "backward": {"numba": "segment.numba_cpu:backward"},
+        "backends": {"numba": "segment.numba_cpu:run", "cuda": "segment.cupy_cuda:run"},
+        "backward": {"numba": "segment.numba_cpu:backward", "cuda": "segment.cupy_cuda:backward"},
         "arguments": {"values": "Tensor", "offsets": "Tensor"},
         "returns": "Tensor",
         "gradients": ("values",),
         "paper": "Deep Sets, arXiv:1703.06114, Theorem 2; Energy Flow Networks, arXiv:1810.05165, eqs. (1.1) and (1.2)",
     },
     "pad": {
-        "backends": {"numba": "pad.numba_cpu:run"},
+        "backends": {"numba": "pad.numba_cpu:run", "cuda": "pad.cupy_cuda:run"},
         "backward": {},
         "arguments": {"values": "Tensor", "offsets": "Tensor", "length": "int", "truncate": "bool"},
         "returns": "(Tensor, Tensor)",

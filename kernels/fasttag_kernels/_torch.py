@@ -15,8 +15,10 @@ from torch.autograd import forward_ad
 from ._dispatch import backend_for, execute, execute_backward
 from ._table import TABLE
 
+LAST = "Tensor? offsets_host, int threads"  # of every schema; offsets_host is on the CPU, and None where all else is
 
-def call(op: str, arguments: tuple, threads: int) -> Any:
+
+def call(op: str, arguments: tuple, offsets_host: np.ndarray | None, threads: int) -> Any:
     """Run an op on tensors; an input that needs a gradient which the op cannot give raises."""
     row = TABLE[op]
     for name, argument in zip(row["arguments"], arguments):
@@ -28,11 +30,12 @@ def call(op: str, arguments: tuple, threads: int) -> Any:
                 able = ", ".join(row["gradients"]) or "none of its arguments"
                 raise RuntimeError(f"{op}: {name} must not require grad, it is differentiable in {able}; detach it")
     run = getattr(torch.ops.fasttag, op)
+    last = (None if offsets_host is None else torch.from_numpy(offsets_host), threads)
     if "saved" not in row:
-        return run(*arguments, threads)
+        return run(*arguments, *last)
     values = dict(zip(row["arguments"], arguments))
     needed = [torch.is_grad_enabled() and values[name].requires_grad for name in row["gradients"]]
-    return run(*arguments, needed, threads)[0]
+    return run(*arguments, needed, *last)[0]
 
 
 def _empty(shape: tuple, *, dtype: str) -> torch.Tensor:
@@ -40,20 +43,32 @@ def _empty(shape: tuple, *, dtype: str) -> torch.Tensor:
     return torch.from_numpy(np.empty(shape, dtype))
 
 
+def _empty_on(device: torch.device) -> Any:
+    if device.type == "cpu":
+        return _empty
+    return lambda shape, *, dtype: torch.empty(shape, dtype=getattr(torch, dtype), device=device)
+
+
+def _numpy(offsets_host: torch.Tensor | None) -> np.ndarray | None:
+    return None if offsets_host is None else offsets_host.numpy()
+
+
 def _register(op: str, row: dict[str, Any]) -> None:
     arguments = ", ".join(f"{kind} {name}" for name, kind in row["arguments"].items())
-    torch.library.define(f"fasttag::{op}", f"({arguments}, int threads) -> {row['returns']}")
+    torch.library.define(f"fasttag::{op}", f"({arguments}, {LAST}) -> {row['returns']}")
 
-    @torch.library.impl(f"fasttag::{op}", "cpu")
+    @torch.library.impl(f"fasttag::{op}", ("cpu", "cuda"))
     def _(*arguments: Any) -> Any:
-        *rest, threads = arguments
-        return execute(op, backend_for(op, "torch", "cpu"), tuple(rest), threads, _empty)
+        *rest, offsets_host, threads = arguments
+        device = arguments[0].device
+        backend = backend_for(op, "torch", device.type)
+        return execute(op, backend, tuple(rest), _numpy(offsets_host), threads, _empty_on(device))
 
     @torch.library.register_fake(f"fasttag::{op}")
     def _(*arguments: Any) -> Any:
         package = importlib.import_module(f"fasttag_kernels.{op}")
         first = arguments[0]
-        outs = [first.new_empty(s, dtype=getattr(torch, d)) for s, d in package.outputs(*arguments[:-1])]
+        outs = [first.new_empty(s, dtype=getattr(torch, d)) for s, d in package.outputs(*arguments[:-2])]
         return outs[0] if len(outs) == 1 else tuple(outs)
 
     if row["gradients"]:
@@ -66,12 +81,13 @@ def _register_gradient(op: str, row: dict[str, Any], arguments: str) -> None:
     names = list(row["arguments"])
     places = [names.index(name) for name in row["gradients"]]
     returns = "Tensor" if len(places) == 1 else "(" + ", ".join(["Tensor"] * len(places)) + ")"
-    torch.library.define(f"fasttag::{op}_backward", f"(Tensor gradient, {arguments}, int threads) -> {returns}")
+    torch.library.define(f"fasttag::{op}_backward", f"(Tensor gradient, {arguments}, {LAST}) -> {returns}")
 
-    @torch.library.impl(f"fasttag::{op}_backward", "cpu")
+    @torch.library.impl(f"fasttag::{op}_backward", ("cpu", "cuda"))
     def _(gradient: torch.Tensor, *arguments: Any) -> Any:
-        *rest, threads = arguments
-        return execute_backward(op, backend_for(op, "torch", "cpu"), gradient, tuple(rest), threads, _empty)
+        *rest, offsets_host, threads = arguments
+        backend, empty = backend_for(op, "torch", gradient.device.type), _empty_on(gradient.device)
+        return execute_backward(op, backend, gradient, tuple(rest), _numpy(offsets_host), threads, empty)
 
     @torch.library.register_fake(f"fasttag::{op}_backward")
     def _(gradient: torch.Tensor, *arguments: Any) -> Any:
@@ -79,10 +95,10 @@ def _register_gradient(op: str, row: dict[str, Any], arguments: str) -> None:
         return outs[0] if len(outs) == 1 else tuple(outs)
 
     def setup(ctx: Any, inputs: tuple, output: Any) -> None:
-        *rest, threads = inputs
+        *rest, offsets_host, threads = inputs
         extras = output[1:] if saved_names else ()
         ctx.mark_non_differentiable(*extras)
-        values = [*rest, *extras, threads]
+        values = [*rest, *extras, offsets_host, threads]
         ctx.is_tensor = [isinstance(value, torch.Tensor) for value in values]
         ctx.rest = [None if isinstance(value, torch.Tensor) else value for value in values]
         ctx.save_for_backward(*(value for value in values if isinstance(value, torch.Tensor)))

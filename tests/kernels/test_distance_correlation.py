@@ -135,10 +135,10 @@ def test_only_what_is_needed_is_computed(n, monkeypatch):
     monkeypatch.setattr(_torch, "_empty", poison)
     x, y, weights = (torch.from_numpy(v) for v in variables(n))
     op = torch.ops.fasttag.distance_correlation
-    whole = [part.clone() for part in op(x, y, weights, False, False, [True, True], 1)]
+    whole = [part.clone() for part in op(x, y, weights, False, False, [True, True], None, 1)]
     assert (weights == 0).any() and not any(part.isnan().any() for part in whole)
     for needed in ([False, False], [True, False], [False, True]):
-        value, *derivatives = op(x, y, weights, False, False, needed, 1)
+        value, *derivatives = op(x, y, weights, False, False, needed, None, 1)
         torch.testing.assert_close(value, whole[0], rtol=1e-12, atol=0)
         for need, part, all_of_it in zip(needed, derivatives, whole[1:]):
             assert torch.equal(part, all_of_it) if need else part.shape == (0,)
@@ -155,7 +155,9 @@ def test_only_what_is_needed_is_computed(n, monkeypatch):
 def test_a_derivative_not_asked_for_is_no_number():
     """Of the raw operation; the public function always asks for what torch will use."""
     x = torch.arange(5.0).requires_grad_()
-    value, *_ = torch.ops.fasttag.distance_correlation(x, torch.arange(5.0) ** 2, None, False, False, [False, True], 1)
+    value, *_ = torch.ops.fasttag.distance_correlation(
+        x, torch.arange(5.0) ** 2, None, False, False, [False, True], None, 1
+    )
     assert torch.autograd.grad(value, x)[0].isnan().all()
 
 

@@ -174,7 +174,7 @@ def seven(p4):
 
 
 def arguments_of(op):
-    """Arguments of torch.ops.fasttag.<op> without `threads`."""
+    """Arguments of torch.ops.fasttag.<op> without `offsets_host` and `threads`."""
     p4 = massive()
     pt, _, eta, phi, _ = (x.detach() for x in kinematics(p4))
     kind = (torch.arange(9) % 5).to(torch.int8)
@@ -206,16 +206,16 @@ def arguments_of(op):
 
 @pytest.mark.parametrize(("op", "which"), [(op, which) for op in TABLE for which in (0, 1)])
 def test_opcheck(op, which):
-    torch.library.opcheck(getattr(torch.ops.fasttag, op), (*arguments_of(op)[which], 2))
+    torch.library.opcheck(getattr(torch.ops.fasttag, op), (*arguments_of(op)[which], None, 2))
 
 
 @pytest.mark.parametrize("op", [op for op, row in TABLE.items() if row["gradients"]])
 def test_opcheck_backward(op):
     arguments = [x.detach() if isinstance(x, torch.Tensor) else x for x in arguments_of(op)[0]]
-    found = getattr(torch.ops.fasttag, op)(*arguments, 1)
+    found = getattr(torch.ops.fasttag, op)(*arguments, None, 1)
     result, *saved = found if "saved" in TABLE[op] else (found,)
     gradient = torch.ones_like(result)
-    torch.library.opcheck(getattr(torch.ops.fasttag, f"{op}_backward"), (gradient, *arguments, *saved, 2))
+    torch.library.opcheck(getattr(torch.ops.fasttag, f"{op}_backward"), (gradient, *arguments, *saved, None, 2))
 
 
 NOT_DIFFERENTIABLE = {

@@ -86,7 +86,7 @@ def _call(name: str, x: Any, y: Any, weights: Any, unbiased: bool, covariance: b
 
 
 def check_values(x: Any, y: Any, weights: Any, unbiased: bool, covariance: bool, needed: list[bool]) -> None:
-    if weights is None or not len(weights):
+    if weights is None or not len(weights) or _dispatch.device_of(weights) != "cpu":
         return
     name = "distance_covariance" if covariance else "distance_correlation"
     least, most = weights.min(), weights.max()

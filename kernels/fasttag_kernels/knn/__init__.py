@@ -7,7 +7,15 @@ from .. import _dispatch
 LARGEST = {"k": 32, "C": 256}
 
 
-def knn(x: Any, k: int = 16, *, offsets: Any = None, periodic: int | None = None, threads: int | None = None) -> Any:
+def knn(
+    x: Any,
+    k: int = 16,
+    *,
+    offsets: Any = None,
+    periodic: int | None = None,
+    threads: int | None = None,
+    offsets_host: Any = None,
+) -> Any:
     """The k nearest other constituents of the same jet, nearest first: the graph of ParticleNet, arXiv:1902.08570.
 
     d^2_ij = sum over columns c of (x_ic - x_jc)^2, in the dtype of `x`, columns added in order, every operation rounded
@@ -25,6 +33,7 @@ def knn(x: Any, k: int = 16, *, offsets: Any = None, periodic: int | None = None
     offsets : (J+1,) int64, may start above zero; None: all points are one set.
     periodic : None or 1.
     threads : CPU threads over jets, default `set_threads`.
+    offsets_host : `offsets` in NumPy, needed on a GPU, where nobody waits to look at them; `Jets` brings it.
 
     Returns
     -------
@@ -63,7 +72,9 @@ def knn(x: Any, k: int = 16, *, offsets: Any = None, periodic: int | None = None
         raise ValueError(f"knn: periodic must be None or 1, got {periodic!r}; put the angle into column 1")
     if periodic is not None and x.shape[1] < 2:
         raise ValueError("knn: x must have a column 1 to be periodic, got (N, 1); put the angle into column 1")
-    return _dispatch.call("knn", x, int(k), offsets, None if periodic is None else 1, threads=threads)
+    return _dispatch.call(
+        "knn", x, int(k), offsets, None if periodic is None else 1, threads=threads, offsets_host=offsets_host
+    )
 
 
 def check_values(x: Any, k: int, offsets: Any, periodic: int | None) -> None:

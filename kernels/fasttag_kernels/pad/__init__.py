@@ -5,7 +5,15 @@ from typing import Any
 from .. import _dispatch
 
 
-def pad(values: Any, offsets: Any, length: int, *, truncate: bool = False, threads: int | None = None) -> Any:
+def pad(
+    values: Any,
+    offsets: Any,
+    length: int,
+    *,
+    truncate: bool = False,
+    threads: int | None = None,
+    offsets_host: Any = None,
+) -> Any:
     """Lay the constituents of each jet side by side in a zero-padded block.
 
     Parameters
@@ -15,6 +23,7 @@ def pad(values: Any, offsets: Any, length: int, *, truncate: bool = False, threa
     length : slots per jet, L >= 0.
     truncate : keep the first L constituents of longer jets instead of raising.
     threads : CPU threads, default `set_threads`.
+    offsets_host : `offsets` in NumPy, needed on a GPU, where nobody waits to look at them; `Jets` brings it.
 
     Returns
     -------
@@ -39,7 +48,9 @@ def pad(values: Any, offsets: Any, length: int, *, truncate: bool = False, threa
     if values.ndim != 2:
         raise ValueError(f"pad: values must have shape (F, N), got {tuple(values.shape)}; use values[None] for one row")
     _dispatch.check_integer("pad", "length", length, 0, "give the number of slots per jet")
-    return _dispatch.call("pad", values, offsets, int(length), bool(truncate), threads=threads)
+    return _dispatch.call(
+        "pad", values, offsets, int(length), bool(truncate), threads=threads, offsets_host=offsets_host
+    )
 
 
 def check_values(values: Any, offsets: Any, length: int, truncate: bool) -> None:

@@ -16,6 +16,7 @@ def pairwise_features(
     m2: str = "stable",
     pairs: int | None = None,
     threads: int | None = None,
+    offsets_host: Any = None,
 ) -> Any:
     """What attention biases, graph networks and Lorentz-equivariant networks see of two constituents i and j.
 
@@ -45,6 +46,7 @@ def pairwise_features(
         gives rounding noise on the diagonal and for collinear pairs.
     pairs : M where it is known, so that nobody looks at the values of `offsets` for it.
     threads : CPU threads, default `set_threads`.
+    offsets_host : `offsets` in NumPy, needed on a GPU, where nobody waits to look at them; `Jets` brings it.
 
     Returns
     -------
@@ -89,8 +91,12 @@ def pairwise_features(
     if isinstance(pairs, (bool, float)):  # not check_integer: torch.compile traces `pairs` as a symbol
         raise TypeError(f"{op}: pairs must be an integer, got {pairs!r}; leave it out to have it counted")
     _dispatch.backend_for(op, library, _dispatch.device_of(p4))  # raises where the offsets could not be looked at
-    pairs = count_pairs(offsets, triangle) if pairs is None else pairs
-    return _dispatch.call(op, p4, offsets, pairs, list(features), triangle, m2, threads=threads)
+    if pairs is None:
+        known = offsets if _dispatch.device_of(offsets) == "cpu" else offsets_host
+        pairs = 0 if known is None else count_pairs(known, triangle)  # None raises below
+    return _dispatch.call(
+        op, p4, offsets, pairs, list(features), triangle, m2, threads=threads, offsets_host=offsets_host
+    )
 
 
 def count_pairs(offsets: Any, triangle: str) -> int:

@@ -32,6 +32,7 @@ def pixelate(
     channels: tuple[str, ...] = ("pt",),
     dtype: Any = None,
     threads: int | None = None,
+    offsets_host: Any = None,
 ) -> Any:
     """Images of jets in the (eta, phi) plane: centre, rotate, flip, pixelate, crop, normalise, in this order.
 
@@ -58,6 +59,7 @@ def pixelate(
     channels : any of "pt", "pt_neutral" (kinds 0, 4), "pt_track" (1, 2, 3), "n_track" (1, 2, 3), "n_muon" (3).
     dtype : "float32", "float64" or None for the dtype of `pt`.
     threads : CPU threads, default `set_threads`.
+    offsets_host : `offsets` in NumPy, needed on a GPU, where nobody waits to look at them; `Jets` brings it.
 
     Returns
     -------
@@ -79,8 +81,9 @@ def pixelate(
            [0., 0., 0.]])
     """
     return images(
-        pt, eta, phi, offsets, kind, npix, half_width, center, rotate, flip, normalize, True, channels, dtype, threads
-    )
+        pt, eta, phi, offsets, kind, npix, half_width, center, rotate, flip, normalize, True, channels, dtype, threads,
+        offsets_host,
+    )  # fmt: skip
 
 
 def images(
@@ -99,6 +102,7 @@ def images(
     channels: tuple[str, ...],
     dtype: Any,
     threads: int | None,
+    offsets_host: Any = None,
 ) -> Any:
     """`pixelate` for those who have to leave differences of phi unwrapped, as EnergyFlow does."""
     present = {"pt": pt, "eta": eta, "phi": phi, "offsets": offsets} | ({} if kind is None else {"kind": kind})
@@ -138,12 +142,16 @@ def images(
     if name not in _dispatch.FLOATS:
         raise TypeError(f"pixelate: dtype must be float32 or float64, got {dtype!r}; choose one")
     settings = (int(npix), float(half_width), center or "none", bool(rotate), bool(flip), bool(normalize), bool(wrap))
-    return _dispatch.call("pixelate", pt, eta, phi, offsets, kind, *settings, list(channels), name, threads=threads)
+    arrays = (pt, eta, phi, offsets, kind)
+    return _dispatch.call(
+        "pixelate", *arrays, *settings, list(channels), name, threads=threads, offsets_host=offsets_host
+    )
 
 
 def check_values(pt: Any, eta: Any, phi: Any, offsets: Any, kind: Any, *_: Any) -> None:
     _dispatch.check_offset_values("pixelate", offsets, pt.shape[0])
-    if kind is not None and kind.size and not (kind.min() >= 0 and kind.max() <= 4):
+    on_host = kind is not None and _dispatch.device_of(kind) == "cpu"
+    if on_host and kind.size and not (kind.min() >= 0 and kind.max() <= 4):
         raise ValueError(
             f"pixelate: kind must lie in 0..4, got {kind.min()}..{kind.max()}; drop or relabel other constituents"
         )

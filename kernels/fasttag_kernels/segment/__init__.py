@@ -5,7 +5,7 @@ from typing import Any
 from .. import _dispatch
 
 
-def segment(values: Any, offsets: Any, *, threads: int | None = None) -> Any:
+def segment(values: Any, offsets: Any, *, threads: int | None = None, offsets_host: Any = None) -> Any:
     """Sum rows over each jet: out[j] = sum of values[i] for offsets[j] <= i < offsets[j+1].
 
     The permutation-invariant sum of Deep Sets (arXiv:1703.06114, Theorem 2) and of energy flow and particle flow
@@ -16,6 +16,7 @@ def segment(values: Any, offsets: Any, *, threads: int | None = None) -> Any:
     values : (N, C) or (N,) float32 or float64, one row per constituent; any unit. Copied once if not contiguous.
     offsets : (J+1,) int64; may start above zero; rows outside of all jets are ignored.
     threads : CPU threads, default `set_threads`.
+    offsets_host : `offsets` in NumPy, needed on a GPU, where nobody waits to look at them; `Jets` brings it.
 
     Returns
     -------
@@ -37,9 +38,9 @@ def segment(values: Any, offsets: Any, *, threads: int | None = None) -> Any:
     _dispatch.check_offsets("segment", offsets)
     if values.ndim not in (1, 2):
         raise ValueError(f"segment: values must have shape (N, C) or (N,), got {tuple(values.shape)}; reshape them")
-    if values.ndim == 1:
-        return _dispatch.call("segment", values[:, None], offsets, threads=threads)[:, 0]
-    return _dispatch.call("segment", values, offsets, threads=threads)
+    rows = values[:, None] if values.ndim == 1 else values
+    sums = _dispatch.call("segment", rows, offsets, threads=threads, offsets_host=offsets_host)
+    return sums[:, 0] if values.ndim == 1 else sums
 
 
 def check_values(values: Any, offsets: Any) -> None:

@@ -1,0 +1,160 @@
+"""The GPU backends on the host: the same .cu files through g++, the same Python around them, on the contract cases.
+
+`test_sanitized` runs this file once more, in a Python with the address and undefined-behaviour sanitizers loaded.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import emulation
+from cases import CASES, OPS, arguments_of, assert_agrees, outputs_of, same_bits
+from children import environment
+from fasttag_kernels import TABLE, _dispatch
+
+ON_GPU = [op for op, row in TABLE.items() if "cuda" in row["backends"]]
+WITH_GRADIENT = [op for op in ON_GPU if TABLE[op]["backward"]]
+# a number of pairs, or a block per point, that takes the emulation minutes and shows nothing more
+TOO_LONG = {("pairwise_features", "longer than any block")}
+
+pytestmark = [
+    pytest.mark.sanitizer,
+    pytest.mark.skipif(not emulation.has_compiler(), reason="no g++"),
+]
+every_op = pytest.mark.parametrize("op", ON_GPU)
+every_case = pytest.mark.parametrize("case", CASES)
+every_dtype = pytest.mark.parametrize("dtype", ["float32", "float64"])
+
+
+@pytest.fixture(autouse=True)
+def gpu(monkeypatch):
+    emulation.emulated(monkeypatch)
+
+
+def run(op: str, arguments: tuple):
+    options = {"offsets_host": arguments[OPS[op].offsets_at].copy()} if OPS[op].ragged else {}
+    return OPS[op].run(*arguments, **options)
+
+
+@every_op
+@every_case
+@every_dtype
+def test_agrees_with_the_oracle(op, case, dtype, monkeypatch):
+    """Within twice the bounds of the CPU kernels; the same bits with threads in falling order, inputs untouched."""
+    arguments = arguments_of(op, case, dtype)
+    before = [a.copy() for a in arguments]
+    result = run(op, arguments)
+    assert_agrees(op, dtype, arguments, result, times=2.0)
+    assert all(a.tobytes() == b.tobytes() for a, b in zip(arguments, before)), "an input was changed"
+    monkeypatch.setattr(emulation.Settings, "falling", True)
+    assert same_bits(result, run(op, arguments)), "the result depends on the order of threads"
+
+
+@every_op
+def test_strided_input(op):
+    arguments = arguments_of(op, "mixed", "float32")
+    at = OPS[op].offsets_at if OPS[op].ragged else None
+    strided = tuple(np.repeat(a, 2, axis=-1)[..., ::2] if i != at else a for i, a in enumerate(arguments))
+    assert same_bits(run(op, arguments), run(op, strided))
+
+
+@pytest.mark.parametrize("op", [op for op in ON_GPU if OPS[op].ragged])
+@pytest.mark.parametrize("case", ["mixed", "offsets above zero", "across pi"])
+def test_jets_do_not_see_each_other(op, case):
+    arguments = list(arguments_of(op, case, "float32"))
+    at = OPS[op].offsets_at
+    offsets = arguments[at]
+    whole = outputs_of(run(op, tuple(arguments)))
+    for j in range(len(offsets) - 1):
+        arguments[at] = offsets[j : j + 2]
+        for part, all_parts in zip(outputs_of(run(op, tuple(arguments))), whole):
+            alone, among = OPS[op].of_jet(part, offsets[j : j + 2], 0), OPS[op].of_jet(all_parts, offsets, j)
+            assert alone.tobytes() == among.tobytes(), f"jet {j} alone differs"
+
+
+@pytest.mark.parametrize("op", [op for op in ON_GPU if OPS[op].ragged])
+def test_offsets_in_numpy_are_needed(op):
+    arguments = arguments_of(op, "mixed", "float32")
+    with pytest.raises(ValueError, match=f"{op}: offsets_host must be given for arrays on a GPU, got None; pass Jets"):
+        OPS[op].run(*arguments)
+    offsets = arguments[OPS[op].offsets_at]
+    with pytest.raises(TypeError, match=f"{op}: offsets_host must be a NumPy array of int64"):
+        OPS[op].run(*arguments, offsets_host=offsets.astype(np.int32))
+    with pytest.raises(ValueError, match=f"{op}: offsets_host must have the shape of offsets"):
+        OPS[op].run(*arguments, offsets_host=offsets[:-1])
+    with pytest.raises(ValueError, match=f"{op}: offsets must not fall"):
+        OPS[op].run(*arguments, offsets_host=np.concatenate([offsets[:2], offsets[:1], offsets[3:]]))
+
+
+def massive(case: str, dtype: str) -> tuple:
+    """A case with masses of at least 5 GeV: that of a massless particle is rounding, and so is its derivative."""
+    p4, offsets = CASES[case]()
+    p4[3] = np.hypot(p4[3], 5.0)
+    return np.ascontiguousarray(p4, dtype), offsets
+
+
+def gradient_arguments(op: str, case: str, dtype: str) -> tuple:
+    """Arguments of the op as the table has them, its first output's gradient, and where offsets are."""
+    seen = {}
+
+    def call(name, *arguments, threads=None, offsets_host=None):
+        if "saved" in TABLE[op]:
+            arguments = (*arguments, [True] * len(TABLE[op]["gradients"]))
+        seen["arguments"], seen["offsets_host"] = arguments, offsets_host
+        found = _dispatch.execute(name, "numba", arguments, None, 1, np.empty)
+        seen["outs"] = found if isinstance(found, tuple) else (found,)
+        return found[0] if "saved" in TABLE[op] else found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_dispatch, "call", call)
+        run(op, OPS[op].arguments(*massive(case, dtype)))
+    out = np.asarray(seen["outs"][0])
+    gradient = np.random.default_rng(5).normal(size=out.shape).astype(out.dtype)
+    return gradient, seen["arguments"], seen["offsets_host"], seen["outs"][1:]
+
+
+@pytest.mark.parametrize("op", WITH_GRADIENT)
+@every_dtype
+@pytest.mark.parametrize("case", ["mixed", "no jets", "empty jets", "offsets above zero", "duplicates", "massive"])
+def test_gradient_agrees_with_the_cpu(op, dtype, case):
+    """The CPU's gradients are checked against finite differences and oracles in kernels/test_gradients.py."""
+    gradient, arguments, offsets_host, saved = gradient_arguments(op, case, dtype)
+    expected = outputs_of(_dispatch.execute_backward(op, "numba", gradient, (*arguments, *saved), None, 1, np.empty))
+    if saved:
+        saved = _dispatch.execute(op, "cuda", arguments, offsets_host, 1, emulation.poisoned)[1:]
+    found = outputs_of(
+        _dispatch.execute_backward(op, "cuda", gradient, (*arguments, *saved), offsets_host, 1, emulation.poisoned)
+    )
+    # sums in float64 in both, in another order: rounding of the inputs' size, and once more to the dtype
+    tolerance = 1e-10 if dtype == "float64" else 1e-6
+    for a, b in zip(found, expected, strict=True):
+        assert a.shape == b.shape and a.dtype == b.dtype
+        size = np.abs(b[np.isfinite(b)]).max(initial=0.0)
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * size)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(emulation.Settings.sanitize, reason="this is the run with sanitizers")
+def test_sanitized():
+    """Everything above, with every read and write of the kernels checked."""
+    command = [sys.executable, "-c", SANITIZED.format(path=str(Path(__file__)))]
+    extra = emulation.sanitizer_environment()
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=environment(**extra), cwd=Path(__file__).parent.parent
+    )
+    assert done.returncode == 0, f"{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+    assert "passed" in done.stdout and "failed" not in done.stdout
+
+
+SANITIZED = """
+import sys
+sys.path.insert(0, "tests")
+import emulation, pytest
+emulation.Settings.sanitize = True
+sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-k", "not float64 or gradient", {path!r}]))
+"""
