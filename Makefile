@@ -29,8 +29,18 @@ quick: $(STAMP)
 soak: $(STAMP)
 	$(BIN)/pytest -m soak
 
-gpu: $(STAMP)
-	FASTTAG_REQUIRE_GPU=1 $(BIN)/pytest -m gpu
+# on a machine with a GPU, in at most 8 minutes: tests, benchmarks into benchmarks/results/<gpu>.md, memory and race checks.
+# Where the packages are there and no index is: make gpu GPU_PYTHON=python3
+GPU_PYTHON ?= $(BIN)/python
+gpu: export FASTTAG_REQUIRE_GPU = 1
+gpu: export PYTHONPATH = $(CURDIR):$(CURDIR)/kernels
+gpu: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(STAMP))
+	$(GPU_PYTHON) -m pytest -q -m gpu
+	$(GPU_PYTHON) -m pytest benchmarks -q -m gpu --benchmark-only --benchmark-quiet --save
+	for tool in memcheck racecheck; do \
+		compute-sanitizer --tool $$tool --error-exitcode 9 $(GPU_PYTHON) -m pytest -q -m gpu tests/test_gpu.py \
+			-k "oracle and cupy and float32 and (mixed or above or duplicates)" || exit; \
+	done
 
 # one round of every benchmark on a small problem: the results are checked, the timings not kept
 bench-smoke: $(STAMP)

@@ -18,9 +18,11 @@ import numpy as np
 import pytest
 import torch
 
+import on_gpu
 import peers
 import problems
 import render
+from on_gpu import compare_on_gpu, gpu  # noqa: F401, fixtures
 from timing import seconds_of, torch_threads
 
 HERE = Path(__file__).resolve().parent
@@ -46,11 +48,23 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         (HERE / "results").mkdir(exist_ok=True)
         path = HERE / "results" / f"{results['machine']['slug']}.json"
         path.write_text(json.dumps(results, indent=1) + "\n")
+    found = session.config.stash.get(on_gpu.GPU, None)
+    if session.config.option.save and exitstatus == 0 and found:
+        on_gpu.save(found)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available() and os.environ.get("FASTTAG_REQUIRE_GPU") != "1":
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     if config.stash[RESULTS]["rows"] and not config.option.smoke:
         terminalreporter.write_line(render.terminal(config.stash[RESULTS]))
+    if found := config.stash.get(on_gpu.GPU, None):
+        terminalreporter.write_line(on_gpu.table(found))
 
 
 @pytest.fixture(scope="session")

@@ -31,6 +31,7 @@ class Problem(NamedTuple):
 # name -> jets, mean constituents, spread, longest, seed
 SHAPES = {
     "reference": (10_000, 48, 18, 200, 1),  # the one that targets are stated for
+    "gpu": (100_000, 48, 18, 200, 1),  # the same ten times over: its arrays are larger than a GPU's cache
     "jets46": (512, 46, 18, 128, 6),  # one batch of a tagger; fits a padded length of 128
     "small": (200, 48, 18, 128, 3),  # what --smoke uses in place of every other
 }

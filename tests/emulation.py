@@ -68,6 +68,7 @@ def _value(kind: str, argument: Any, where: str) -> Any:
     if kind[0] == "p":
         assert argument is _cuda.NULL, f"{where}: {argument!r} for a pointer"
         return ctypes.c_void_p(0)
+    assert argument is not _cuda.NULL, f"{where}: a null pointer for {kind}"
     scalar = argument if isinstance(argument, np.generic) else np.asarray(argument)[()]
     letter = "f" if scalar.dtype.kind == "f" else "i"
     assert kind == f"{letter}{letter}{scalar.itemsize}", f"{where}: {scalar.dtype} for {kind}"

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
+import types
 from pathlib import Path
 
 import pytest
 
 import fasttag
 from children import python
-from fasttag_kernels import TABLE
+from fasttag_kernels import TABLE, _cuda
 
 
 def test_backends():
@@ -18,6 +20,40 @@ def test_backends():
     for op, row in TABLE.items():
         assert list(found[op]) == list(row["backends"])
         assert found[op].get("cuda", NOT_RUN) == NOT_RUN
+
+
+@pytest.mark.parametrize("cupy", ["there", "missing"])
+def test_without_a_gpu(cupy):
+    """With CuPy and without: nothing is imported or asked of a driver before there is an array on a GPU."""
+    hide = "sys.modules['cupy'] = None; " if cupy == "missing" else ""
+    code = f"import sys; {hide}import fasttag; print(len(fasttag.backends()), sys.modules.get('cupy'))"
+    assert python(code) == f"{len(TABLE)} None"
+
+
+def test_the_missing_part_is_named(monkeypatch):
+    for found in (_cuda._cupy, _cuda._check, _cuda.kernel):
+        found.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "cupy", None)
+        with pytest.raises(ImportError, match=r"cupy is needed for arrays on a GPU: .* extra cuda13 or cuda12"):
+            _cuda.kernel("segment/kernel.cu", "segment_sum", REAL="float")
+    cupy = pytest.importorskip("cupy")
+    if not cupy.cuda.is_available():
+        with pytest.raises(RuntimeError, match="a GPU needs a CUDA driver that CuPy can use, got cudaError"):
+            _cuda._check(0)
+    with monkeypatch.context() as patch:
+        patch.setattr(cupy.cuda, "Device", lambda number: types.SimpleNamespace(compute_capability="75"))
+        with pytest.raises(NotImplementedError, match=r"the kernels need compute capability 8.0 or more, got 7.5"):
+            _cuda._check(0)
+        patch.setattr(cupy.cuda, "Device", lambda number: types.SimpleNamespace(compute_capability="90"))
+
+        def lost():
+            raise RuntimeError("libnvrtc.so.13 not found")
+
+        patch.setattr(cupy.cuda.nvrtc, "getVersion", lost)
+        with pytest.raises(RuntimeError, match=r"compiled by NVRTC, got libnvrtc.so.13 not found; install the CUDA"):
+            _cuda._check(0)
+    _cuda._check.cache_clear()
 
 
 NOT_RUN = "cuda: compiled and emulated, not yet run on a GPU"

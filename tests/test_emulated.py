@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 from pathlib import Path
@@ -13,9 +14,11 @@ import numpy as np
 import pytest
 
 import emulation
+import problems
 from cases import CASES, OPS, arguments_of, assert_agrees, outputs_of, same_bits
 from children import environment
 from fasttag_kernels import TABLE, _dispatch
+from many_jets import assert_gpu_is_cpu
 
 ON_GPU = [op for op, row in TABLE.items() if "cuda" in row["backends"]]
 WITH_GRADIENT = [op for op in ON_GPU if TABLE[op]["backward"]]
@@ -138,6 +141,29 @@ def test_gradient_agrees_with_the_cpu(op, dtype, case):
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * size)
 
 
+def _many_jets(jets: int, monkeypatch) -> None:
+    @contextlib.contextmanager
+    def on_gpu():
+        with pytest.MonkeyPatch.context() as patch:
+            emulation.emulated(patch)
+            yield
+
+    monkeypatch.undo()
+    p = problems.problem("gpu" if jets > 10_000 else "reference").first(jets)
+    assert_gpu_is_cpu(*p, lambda array: array, lambda result: result, on_gpu)
+
+
+@pytest.mark.slow
+def test_many_jets(monkeypatch):
+    _many_jets(500, monkeypatch)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_a_hundred_thousand_jets(monkeypatch):
+    _many_jets(100_000, monkeypatch)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(emulation.Settings.sanitize, reason="this is the run with sanitizers")
 def test_sanitized():
@@ -156,5 +182,6 @@ import sys
 sys.path.insert(0, "tests")
 import emulation, pytest
 emulation.Settings.sanitize = True
-sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-k", "not float64 or gradient", {path!r}]))
+select = ["-m", "not slow and not soak", "-k", "not float64 or gradient"]
+sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", *select, {path!r}]))
 """
