@@ -28,7 +28,7 @@ if TYPE_CHECKING:
         segment,
     )
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 _LAZY = {
     "backends": "_backends",
