@@ -182,7 +182,7 @@ def execute(
     Values that lie on a GPU are not looked at, but for those of `offsets`, which `offsets_host` has.
     """
     package = importlib.import_module(f"fasttag_kernels.{op}")
-    with _place(backend, arguments[0]) as (view, options):
+    with _place(op, backend, arguments[0], offsets_host, threads) as (view, keywords):
         views = [view(argument) for argument in arguments]
         known = [
             offsets_host if name == "offsets" and offsets_host is not None else argument
@@ -190,7 +190,7 @@ def execute(
         ]
         package.check_values(*known)
         outs = [empty(shape, dtype=dtype) for shape, dtype in package.outputs(*arguments)]
-        implementation(op, backend)(*views, *map(view, outs), **options(op, offsets_host, threads))
+        implementation(op, backend)(*views, *map(view, outs), **keywords)
     return outs[0] if len(outs) == 1 else tuple(outs)
 
 
@@ -209,30 +209,27 @@ def execute_backward(
     """
     names = list(TABLE[op]["arguments"])
     outs = []
-    with _place(backend, arguments[0]) as (view, options):
+    with _place(op, backend, arguments[0], offsets_host, threads) as (view, keywords):
         for name in TABLE[op]["gradients"]:
             like = arguments[names.index(name)]
             outs.append(empty(tuple(like.shape), dtype=dtype_of(like)))
         run = implementation(op, backend, "backward")
-        run(view(gradient), *map(view, arguments), *map(view, outs), **options(op, offsets_host, threads))
+        run(view(gradient), *map(view, arguments), *map(view, outs), **keywords)
     return outs[0] if len(outs) == 1 else tuple(outs)
 
 
 @contextlib.contextmanager
-def _place(backend: str, array: Any) -> Iterator[tuple[Callable, Callable]]:
-    """The device of `array`; how kernels see an array there, and which keywords they take."""
+def _place(
+    op: str, backend: str, array: Any, offsets_host: np.ndarray | None, threads: int
+) -> Iterator[tuple[Callable, dict[str, Any]]]:
+    """The device of `array`: how kernels see an array there, and the keywords they take."""
     if RUNS_ON[backend] == "cpu":
-        yield _numpy_view, lambda op, offsets_host, threads: {"threads": threads}
+        yield _numpy_view, {"threads": threads}
     else:
         from . import _cuda
 
         with _cuda.on(array):
-            yield (
-                _cuda.view,
-                lambda op, offsets_host, threads: (
-                    {"offsets_host": offsets_host} if "offsets" in TABLE[op]["arguments"] else {}
-                ),
-            )
+            yield _cuda.view, {"offsets_host": offsets_host} if "offsets" in TABLE[op]["arguments"] else {}
 
 
 def _numpy_view(argument: Any) -> Any:
