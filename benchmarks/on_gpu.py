@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
+import shutil
 import statistics
 import subprocess
 import time
@@ -30,15 +31,11 @@ def gpu(request: pytest.FixtureRequest, smoke: bool) -> dict[str, Any]:
     target = torch.zeros_like(source)
     seconds = [event_seconds(lambda: target.copy_(source)) for _ in range(12)]
     khz = cupy.cuda.Device(0).attributes["ClockRate"]
-    smi = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=RESULTS.parent, capture_output=True, text=True, check=False
-    )
     found = {
         "gpu": properties.name,
-        "driver": subprocess.run(smi, capture_output=True, text=True, check=False).stdout.strip().partition("\n")[0],
+        "driver": _said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
         "versions": {"numpy": np.__version__, "torch": torch.__version__, "cupy": cupy.__version__},
-        "commit": git.stdout.strip() or "not known",
+        "commit": _said("git", "describe", "--always", "--dirty"),
         "date": date.today().isoformat(),
         "ceilings": {
             "copy": 2e-9 * source.nbytes / statistics.median(seconds[2:]),
@@ -48,6 +45,14 @@ def gpu(request: pytest.FixtureRequest, smoke: bool) -> dict[str, Any]:
     }
     request.config.stash[GPU] = found
     return found
+
+
+def _said(*command: str) -> str:
+    """The first line that a command prints, "not known" where there is none."""
+    if not shutil.which(command[0]):
+        return "not known"
+    done = subprocess.run(command, cwd=RESULTS.parent, capture_output=True, text=True, check=False)
+    return (done.stdout.splitlines() or ["not known"])[0]
 
 
 def event_seconds(function: Callable[[], Any]) -> float:
