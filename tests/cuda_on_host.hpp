@@ -226,6 +226,13 @@ inline unsigned __ballot_sync(unsigned mask, int predicate) {
   host::meet_warp(mask, "__ballot_sync");
   return all;
 }
+template <class T> unsigned __match_any_sync(unsigned mask, T value) {
+  unsigned same = 0;
+  for (int i = 0; i < 32; i++)
+    if (mask >> i & 1 && host::warp() * 32 + i < host::threads)
+      same |= unsigned(host::exchange(mask, value, i, "__match_any_sync") == value) << i;
+  return same;
+}
 inline int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
 inline int __all_sync(unsigned mask, int predicate) { return __ballot_sync(mask, !predicate) == 0; }
 

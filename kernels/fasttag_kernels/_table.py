@@ -28,7 +28,7 @@ TABLE: dict[str, dict[str, Any]] = {
         "paper": "",
     },
     "pixelate": {
-        "backends": {"numba": "pixelate.numba_cpu:run"},
+        "backends": {"numba": "pixelate.numba_cpu:run", "cuda": "pixelate.cupy_cuda:run"},
         "backward": {},
         "arguments": {
             "pt": "Tensor",

@@ -54,8 +54,8 @@ def pixelate(
     pt, eta, phi : (N,) float32 or float64; GeV, unitless, rad. Any rapidity-like coordinate may stand for eta.
     offsets : (J+1,) int64; may start above zero.
     kind : (N,) int8, needed by every channel but "pt": 0 neutral hadron, 1 charged hadron, 2 electron, 3 muon,
-        4 photon.
-    npix : pixels per side, P >= 1.  half_width : half the side of the window, > 0.
+        4 photon. On a GPU, where nobody waits to look, a constituent of any other kind enters "pt" alone.
+    npix : pixels per side, P >= 1 (below 65536 on a GPU).  half_width : half the side of the window, > 0.
     channels : any of "pt", "pt_neutral" (kinds 0, 4), "pt_track" (1, 2, 3), "n_track" (1, 2, 3), "n_muon" (3).
     dtype : "float32", "float64" or None for the dtype of `pt`.
     threads : CPU threads, default `set_threads`.
