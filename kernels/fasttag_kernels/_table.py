@@ -51,7 +51,7 @@ TABLE: dict[str, dict[str, Any]] = {
         "paper": "Macaluso and Shih, arXiv:1803.00107, section 2; Komiske et al., arXiv:1612.01551 (colours)",
     },
     "knn": {
-        "backends": {"numba": "knn.numba_cpu:run"},
+        "backends": {"numba": "knn.numba_cpu:run", "cuda": "knn.cupy_cuda:run"},
         "backward": {},
         "arguments": {"x": "Tensor", "k": "int", "offsets": "Tensor?", "periodic": "int?"},
         "returns": "Tensor",

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial import cKDTree
 
+import emulation
 import fasttag
 from children import python
 from fasttag_kernels.kinematics import kinematics
@@ -305,3 +306,68 @@ def test_knn_is_packed(tmp_path):
     assert {"vsubps", "vmulps", "vaddps", "vminps"} <= set(found)
     assert not re.search(r"\svfn?m(add|sub)", assembly)
     assert len(re.findall(r"^\s+v(mul|add)ss\s", assembly, re.MULTILINE)) <= 3, "only phi is reduced one by one"
+
+
+def emulated(patch, x, k, **options):
+    """The CUDA kernel, run on the host."""
+    emulation.emulated(patch)
+    if options.get("offsets") is not None:
+        options["offsets_host"] = options["offsets"].copy()
+    return knn(x, k, **options)
+
+
+def needs_compiler(test):
+    return pytest.mark.sanitizer(pytest.mark.skipif(not emulation.has_compiler(), reason="no g++")(test))
+
+
+@needs_compiler
+@every_dtype
+@pytest.mark.parametrize("columns", [1, 2, 3, 7, 17, 18, 34, 64, 256])
+def test_cuda_has_every_k_and_number_of_columns(columns, dtype, monkeypatch):
+    """Around the 16 or 32 columns staged at once after the first two, and the 8 or 16 neighbours of a round."""
+    x, offsets = points(sum(COUNTS), columns, dtype), offsets_of(COUNTS)
+    periodic = 1 if columns > 1 else None
+    expected = reference.knn(x, 32, offsets=offsets, periodic=periodic)
+    for k in (1, 5, 8, 9, 16, 17, 32):
+        assert (emulated(monkeypatch, x, k, offsets=offsets, periodic=periodic) == expected[:, :k]).all(), k
+
+
+@needs_compiler
+@every_dtype
+@pytest.mark.parametrize("k", [8, 16, 32])
+def test_cuda_keeps_the_total_order(k, dtype, monkeypatch):
+    """Points in one place, distances one ulp apart, too small, too large and not finite, angles of several turns."""
+    rng, eps = np.random.default_rng(7), np.finfo(dtype).eps
+    tiny, huge = float(np.finfo(dtype).tiny) ** 0.5, float(np.finfo(dtype).max)
+    column = np.concatenate([[0], 1 + rng.permutation(60) * eps, np.arange(9) * tiny / 3, [huge, -huge, huge / 2]])
+    sets = [np.full((70, 2), 0.1), points(70, 2), np.stack([column, column], 1), rng.normal(0, 1, (300, 2)) * [1, 9]]
+    for value in (np.nan, np.inf, -np.inf):
+        sets.append(points(40, 3))
+        sets[-1][[4, 11, 33], [0, 1, 2]] = value
+    for x in (x.astype(dtype) for x in sets):
+        for periodic in (None, 1):
+            expected = reference.knn(x, k, periodic=periodic)
+            assert (emulated(monkeypatch, x, k, periodic=periodic) == expected).all()
+
+
+@needs_compiler
+@every_dtype
+@pytest.mark.parametrize("n", [0, 1, 2, 31, 32, 33])
+def test_cuda_has_sets_of_any_size(n, dtype, monkeypatch):
+    x = points(n, 2, dtype)
+    assert (emulated(monkeypatch, x, 4) == reference.knn(x, 4)).all()
+
+
+@needs_compiler
+@every_dtype
+@pytest.mark.parametrize("columns", [2, 64])
+def test_cuda_agrees_with_the_cpu_on_many_jets(columns, dtype, monkeypatch):
+    """Rows before and after the jets too; a fifth of the points on a grid."""
+    rng = np.random.default_rng(11)
+    counts = np.clip(rng.normal(48, 18, 2000 if columns == 2 else 100), 0, 200).astype(int)
+    x = rng.normal(0, 0.4, (counts.sum() + 9, columns))
+    x[::5] = np.round(x[::5], 1)
+    x[:, 1] += np.repeat(rng.uniform(-PI, PI, len(x) // 50 + 1), 50)[: len(x)]
+    x, offsets = x.astype(dtype), offsets_of(counts) + 4
+    expected = knn(x, offsets=offsets, periodic=1)
+    assert (emulated(monkeypatch, x, 16, offsets=offsets, periodic=1) == expected).all()
