@@ -31,6 +31,7 @@
 #define __shared__ static __attribute__((section("cuda_shared")))
 #define __align__(n) alignas(n)
 #define __ldg(pointer) (*(pointer))
+#define __builtin_assume(truth)
 
 struct Dim {
   unsigned x, y, z;
@@ -266,6 +267,15 @@ inline float __uint_as_float(unsigned x) { return std::bit_cast<float>(x); }
 inline float __int_as_float(int x) { return std::bit_cast<float>(x); }
 inline long long __double_as_longlong(double x) { return std::bit_cast<long long>(x); }
 inline double __longlong_as_double(long long x) { return std::bit_cast<double>(x); }
+// as wrong as CUDA allows, 2 ulp, up or down
+inline float __fdividef(float a, float b) {
+  const float exact = a / b;
+  if (!std::isfinite(exact) || exact == 0.0f) return exact;
+  const int bits = std::bit_cast<int>(exact);
+  return std::bit_cast<float>(bits + (bits & 1 ? 2 : -2));
+}
+inline float __fmul_rn(float a, float b) { return a * b; }
+inline double __dmul_rn(double a, double b) { return a * b; }
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 inline double rsqrt(double x) { return 1.0 / std::sqrt(x); }
 // CUDA's: of a number and a NaN the number

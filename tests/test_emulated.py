@@ -22,8 +22,6 @@ from many_jets import assert_gpu_is_cpu
 
 ON_GPU = [op for op, row in TABLE.items() if "cuda" in row["backends"]]
 WITH_GRADIENT = [op for op in ON_GPU if TABLE[op]["backward"]]
-# a number of pairs, or a block per point, that takes the emulation minutes and shows nothing more
-TOO_LONG = {("pairwise_features", "longer than any block")}
 
 pytestmark = [
     pytest.mark.sanitizer,

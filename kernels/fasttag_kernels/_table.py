@@ -75,8 +75,8 @@ TABLE: dict[str, dict[str, Any]] = {
         "paper": "Huo and Szekely, arXiv:1410.1503; Chaudhuri and Hu, arXiv:1810.11332; DisCo, arXiv:2001.05310",
     },
     "pairwise_features": {
-        "backends": {"numba": "pairwise_features.numba_cpu:run"},
-        "backward": {"numba": "pairwise_features.numba_cpu:backward"},
+        "backends": {"numba": "pairwise_features.numba_cpu:run", "cuda": "pairwise_features.cupy_cuda:run"},
+        "backward": {"numba": "pairwise_features.numba_cpu:backward", "cuda": "pairwise_features.cupy_cuda:backward"},
         "arguments": {
             "p4": "Tensor",
             "offsets": "Tensor",

@@ -14,10 +14,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import emulation
 import fasttag
 from cases import CASES
 from children import peer, python
-from fasttag_kernels.pairwise_features import FEATURES, pairwise_features, reference
+from fasttag_kernels import _dispatch
+from fasttag_kernels.pairwise_features import FEATURES, count_pairs, cupy_cuda, pairwise_features, reference
 from toys import toy_jets
 
 every_dtype = pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -434,3 +436,87 @@ def test_is_packed(kernel, dtype, single, double, tmp_path):
 def test_pairs_must_be_an_integer(bad):
     with pytest.raises(TypeError, match=r"^pairwise_features: pairs must be an integer, got"):
         pairwise_features(np.ones((4, 1)), np.array([0, 1]), pairs=bad)
+
+
+def on_cuda(monkeypatch, *arguments, **options):
+    """The CUDA kernels on the host."""
+    with monkeypatch.context() as patch:
+        emulation.emulated(patch)
+        return pairwise_features(*arguments, offsets_host=arguments[1], **options)
+
+
+needs_compiler = pytest.mark.skipif(not emulation.has_compiler(), reason="no g++")
+
+
+@pytest.mark.sanitizer
+@needs_compiler
+@every_dtype
+@pytest.mark.parametrize("triangle", ["full", "lower"])
+@pytest.mark.parametrize("m2", ["stable", "reference"])
+def test_cuda_kernels_agree_with_the_cpu(dtype, triangle, m2, monkeypatch):
+    """Tiles of 16 and blocks of 64 that end everywhere; m^2 of "reference" has the CPU's bits, its logarithm an ulp."""
+    sizes = [1, 2, 15, 16, 17, 0, 31, 33, 63, 64, 65, 80, 97, 131]
+    offsets = np.cumsum([3, *sizes])
+    p4 = random_jet(offsets[-1] + 2).astype(dtype)
+    p4[3, 40] = np.nan
+    eps = np.finfo(dtype).eps
+    for names in (FEATURES[:4], FEATURES[::-1], ("psi_dot", "ln_z"), ("dot",), ("ln_m2",)):
+        options = {"features": names, "triangle": triangle, "m2": m2}
+        found, expected = on_cuda(monkeypatch, p4, offsets, **options), pairwise_features(p4, offsets, **options)
+        assert found.dtype == expected.dtype
+        np.testing.assert_allclose(found, expected, rtol=8 * eps, atol=8 * eps if dtype == "float32" else 1e-9)
+        if m2 == "reference" and "ln_m2" in names:
+            at = names.index("ln_m2")
+            np.testing.assert_allclose(found[at], expected[at], rtol=2 * eps, atol=eps)
+
+
+@pytest.mark.sanitizer
+@needs_compiler
+@every_dtype
+def test_cuda_kernels_give_the_lower_half_of_what_is_full(dtype, monkeypatch):
+    p4, offsets = CASES["mixed"]()
+    p4 = p4.astype(dtype)
+    full = on_cuda(monkeypatch, p4, offsets, features=FEATURES)
+    half = on_cuda(monkeypatch, p4, offsets, features=FEATURES, triangle="lower")
+    assert half.tobytes() == np.ascontiguousarray(full[:, lower(offsets)]).tobytes()
+    square = full[:, -200 * 200 - 4 : -4].reshape(8, 200, 200)
+    assert (square == square.transpose(0, 2, 1)).all()
+
+
+@pytest.mark.sanitizer
+@needs_compiler
+@pytest.mark.parametrize("triangle", ["full", "lower"])
+@pytest.mark.parametrize("jets", [1023, 1024, 1025, 3000])
+def test_starts_of_jets_on_cuda(jets, triangle, monkeypatch):
+    """Sums over chunks of 1024 jets."""
+    counts = np.random.default_rng(jets).integers(0, 4, jets)
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+    emulation.emulated(monkeypatch)
+    found = cupy_cuda._starts(offsets, np.int32(triangle == "full"))
+    pairs = counts**2 if triangle == "full" else counts * (counts + 1) // 2
+    assert (found == np.cumsum(pairs) - pairs).all()
+
+
+@pytest.mark.sanitizer
+@needs_compiler
+@every_dtype
+@pytest.mark.parametrize("triangle", ["full", "lower"])
+@pytest.mark.parametrize("m2", ["stable", "reference"])
+def test_cuda_gradients_agree_with_the_cpu(dtype, triangle, m2, monkeypatch):
+    offsets = np.cumsum([3, 1, 0, 20, 5, 70, 64])
+    p4 = random_jet(offsets[-1] + 2).astype(dtype)
+    p4[:, 10:12] = p4[:, 9:10]
+    p4[0, offsets[3] + 1] = np.inf
+    emulation.emulated(monkeypatch)
+    rng = np.random.default_rng(5)
+    for names in (FEATURES, FEATURES[:4], ("psi_dot", "ln_delta")):
+        arguments = (p4, offsets, count_pairs(offsets, triangle), list(names), triangle, m2)
+        gradient = rng.normal(size=(len(names), arguments[2])).astype(dtype)
+        found = _dispatch.execute_backward(
+            "pairwise_features", "cuda", gradient, arguments, offsets, 1, emulation.poisoned
+        )
+        expected = _dispatch.execute_backward("pairwise_features", "numba", gradient, arguments, None, 1, np.empty)
+        assert np.isnan(expected[:, offsets[3] : offsets[4]]).all() and (found[:, :3] == 0).all()
+        size = np.nanmax(np.abs(expected))
+        tolerance = 1e-10 if dtype == "float64" else 1e-6
+        np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance * size)
