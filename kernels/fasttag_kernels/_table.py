@@ -59,8 +59,11 @@ TABLE: dict[str, dict[str, Any]] = {
         "paper": "ParticleNet, arXiv:1902.08570, section 3; Batcher, AFIPS 32 (1968) 307 (sorting networks)",
     },
     "distance_correlation": {
-        "backends": {"numba": "distance_correlation.numba_cpu:run"},
-        "backward": {"numba": "distance_correlation.numba_cpu:backward"},
+        "backends": {"numba": "distance_correlation.numba_cpu:run", "cuda": "distance_correlation.cupy_cuda:run"},
+        "backward": {
+            "numba": "distance_correlation.numba_cpu:backward",
+            "cuda": "distance_correlation.cupy_cuda:backward",
+        },
         "arguments": {
             "x": "Tensor",
             "y": "Tensor",

@@ -13,10 +13,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import emulation
 from children import peer, python
 from fasttag import _baselines
-from fasttag_kernels import _dispatch, _torch
-from fasttag_kernels.distance_correlation import distance_correlation, distance_covariance, numba_cpu, reference
+from fasttag_kernels import _cuda, _dispatch, _torch
+from fasttag_kernels.distance_correlation import (
+    cupy_cuda,
+    distance_correlation,
+    distance_covariance,
+    numba_cpu,
+    reference,
+)
 from tolerances import EPS32
 
 DATA = Path(__file__).parent.parent / "data"
@@ -448,3 +455,205 @@ def test_weights_of_any_size(scale, algorithm):
     weights = np.rint(weights * 10)
     expected = distance_correlation(x, y, weights=weights)
     assert distance_correlation(x, y, weights=weights * scale) == pytest.approx(expected, rel=1e-12)
+
+
+def on_gpu(x, y, weights=None, unbiased=False, form="correlation", needed=(True, True), backend=cupy_cuda):
+    """Value and derivatives as a backend's `run` writes them."""
+    outs = [emulation.poisoned((), x.dtype), *(emulation.poisoned(len(x) * need, x.dtype) for need in needed)]
+    threads = {"threads": 1} if backend is numba_cpu else {}
+    backend.run(x, y, weights, unbiased, form == "covariance", list(needed), *outs, **threads)
+    return outs
+
+
+def on_gpu_both_ways(monkeypatch, *arguments, **options):
+    """The same bits with threads and blocks in rising and falling order."""
+    found = on_gpu(*arguments, **options)
+    monkeypatch.setattr(emulation.Settings, "falling", True)
+    again = on_gpu(*arguments, **options)
+    monkeypatch.setattr(emulation.Settings, "falling", False)
+    assert [a.tobytes() for a in found] == [a.tobytes() for a in again]
+    return found
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    emulation.emulated(monkeypatch)
+
+
+def emulated(test):
+    """Runs the CUDA backend on the host."""
+    test = pytest.mark.skipif(not emulation.has_compiler(), reason="no g++")(test)
+    return pytest.mark.sanitizer(pytest.mark.usefixtures("gpu")(test))
+
+
+@emulated
+@every_form
+@every_setting
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("n", [5, 128, 129, 256, 257, 513])
+def test_gpu_agrees_with_the_textbook(form, setting, ties, n, monkeypatch):
+    """On both sides of where there is another tile, and another run to merge."""
+    x, y, weights = variables(n, ties=ties)
+    options = options_of(setting, weights)
+    found = on_gpu_both_ways(monkeypatch, x, y, form=form, **options)
+    assert_close(found, textbook(x, y, weights, setting, form), 1e-10 if n < 12 else 2e-12)
+
+
+@emulated
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("n", "tile"), [(511, 256), (1537, 640), (2050, 256)])
+def test_gpu_many_passes_and_tiles(n, tile, dtype, monkeypatch):
+    """As with more points: several passes of merging, tiles of several blocks, ties that span tiles."""
+    x, y, weights = (v.astype(dtype) for v in variables(n))
+    y = np.where(np.arange(n) % 5 < 3, y.dtype.type(0.5), y)
+    monkeypatch.setattr(cupy_cuda, "WAYS", 3)
+    monkeypatch.setattr(cupy_cuda, "_tile", lambda n: tile)
+    found = on_gpu_both_ways(monkeypatch, x, y, weights)
+    assert_close(found, on_gpu(x, y, weights, backend=numba_cpu), 1e-12 if dtype == "float64" else EPS32)
+
+
+@pytest.mark.slow
+@emulated
+@pytest.mark.parametrize("ties", [False, True])
+def test_gpu_large(ties):
+    """Two passes of merging, and a table of 157 tiles, more than a block has threads."""
+    x, y, weights = (v.astype(np.float32) for v in variables(20_000, ties=ties))
+    assert_close(on_gpu(x, y, weights), on_gpu(x, y, weights, backend=numba_cpu), EPS32)
+
+
+@emulated
+@pytest.mark.parametrize("ties", [False, True])
+def test_gpu_sorts_by_both_variables(ties, monkeypatch):
+    """Ranks in the order of (x, y, index), for any number of runs to merge."""
+    x, y, _ = variables(3000, ties=ties)
+    expected = np.empty(len(x), int)
+    expected[np.lexsort((y, x))] = np.arange(len(x))
+    seen = []
+    launch = _cuda.launch
+
+    def spy(kernel, blocks, threads, *arguments):
+        launch(kernel, blocks, threads, *arguments)
+        if kernel.key[1] == "distance_merge":
+            seen.append(arguments[-1][0, 2].copy())
+
+    monkeypatch.setattr(_cuda, "launch", spy)
+    for ways, passes in ((48, 1), (4, 2), (2, 4)):
+        monkeypatch.setattr(cupy_cuda, "WAYS", ways)
+        seen.clear()
+        on_gpu(x, y)
+        assert len(seen) == passes and np.array_equal(seen[-1], expected)
+
+
+@emulated
+@every_form
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    ("x", "weights", "unbiased"),
+    [
+        ([], None, False),
+        ([], [], False),
+        ([3], None, False),
+        ([np.nan], [1], False),
+        ([np.nan, 4], [1, 0], False),
+        ([np.nan, np.inf, 1], [0, 0, 0], False),
+        ([0.1] * 300, None, False),
+        ([0.1] * 300, None, True),
+        ([0.0, -0.0] * 150, None, False),
+        ([*[0.1] * 299, 7], [*[0.3] * 299, 0], False),
+        ([7, *[0.1] * 299], [*[0] * 299, 5], False),
+        ([0.1, 0.2, 0.3], None, True),
+    ],
+)
+def test_gpu_degenerate(form, dtype, x, weights, unbiased):
+    """Which points have weight only the device knows."""
+    x, y = np.array(x, dtype), np.arange(len(x), dtype=dtype)
+    weights = None if weights is None else np.array(weights, dtype)
+    for a, b in ((x, y), (y, x)):
+        assert not any(part.any() for part in on_gpu(a, b, weights, unbiased, form))
+
+
+@emulated
+@every_form
+@pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_gpu_what_is_not_finite_gives_nan(form, bad, place):
+    """Also where the other variable is constant."""
+    if place == 2 and bad == -np.inf:
+        bad = np.nan
+    for x in (variables(300)[0], np.ones(300)):
+        arrays = [x, *variables(300)[1:]]
+        arrays[2][[0, 270]] = 1.0
+        for at in (0, 270):
+            changed = [v.copy() for v in arrays]
+            changed[place][at] = bad
+            assert all(np.isnan(part).all() for part in on_gpu(*changed, form=form))
+
+
+@emulated
+@pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf, 1e300])
+def test_gpu_weight_zero_is_omission(bad):
+    """To rounding, since points that stay in their place move the tiles; and with derivatives of 0."""
+    x, y, weights = variables(700)
+    weights[[0, 300]] = 0.0
+    used = weights > 0
+    x[~used] = y[~used] = bad
+    value, *derivatives = on_gpu(x, y, weights)
+    assert not any(part[~used].any() for part in derivatives)
+    found = (value, *(part[used] for part in derivatives))
+    assert_close(found, on_gpu(x[used], y[used], weights[used]))
+
+
+@emulated
+def test_gpu_small_variances():
+    """One point apart, unbiased; nearly all weight on one value; a far point of no weight; weights of any size."""
+    x, y = np.full(300, 0.1), np.linspace(0.0, 1.3, 300) ** 2
+    x[1] = 0.7
+    assert not any(part.any() for part in on_gpu(x, y, unbiased=True))
+    assert on_gpu(x, y, unbiased=True, form="covariance")[0] == pytest.approx(0, abs=1e-14)
+    x, y = np.array([0.0, 0, 0, 1, 2, 3]), np.array([0.0, 0, 0, 3, 1, 2])
+    for small, value in ((1e-8, 0.8076923), (1e-18, 0.0)):
+        found = on_gpu(x, y, np.array([1, 1, 1, small, small, small]))
+        assert found[0] == pytest.approx(value, abs=1e-6)
+    x, y, weights = variables(600, ties=False)
+    for far in (0, 599):
+        x[far], weights[far] = 1e16, 1e-30
+    assert_close(on_gpu(x, y, weights)[:1], on_gpu(x, y, weights, backend=numba_cpu)[:1], 1e-12)
+    x, y, weights = variables(300)
+    weights = np.rint(weights * 10)
+    for scale in (1e-320, 1e-200, 1e306):
+        assert_close(on_gpu(x, y, weights * scale), on_gpu(x, y, weights), 1e-12)
+
+
+@emulated
+def test_gpu_only_what_is_needed():
+    """The value and each derivative have the same bits whatever else is asked for."""
+    x, y, weights = variables(700)
+    whole = on_gpu(x, y, weights)
+    for needed in ((False, False), (True, False), (False, True)):
+        value, *derivatives = on_gpu(x, y, weights, needed=needed)
+        assert value == whole[0]
+        for need, part, all_of_it in zip(needed, derivatives, whole[1:]):
+            assert np.array_equal(part, all_of_it) if need else part.shape == (0,)
+    gradients = [emulation.poisoned(700, np.float64) for _ in range(2)]
+    factor = np.array(-2.0)
+    cupy_cuda.backward(factor, x, y, weights, False, False, [False, True], np.empty(0), whole[2], *gradients)
+    assert np.isnan(gradients[0]).all() and np.array_equal(gradients[1], -2 * whole[2])
+
+
+@pytest.mark.parametrize(("n", "launches"), [(2, 7), (10_000, 7), (100_000, 8), (10_000_000, 9)])
+def test_gpu_launches_are_few_and_memory_is_linear(n, launches, monkeypatch):
+    """A launch takes the CPU about as long as the kernel takes the GPU where points are few."""
+    launched, taken = [], []
+
+    def empty(shape, dtype):
+        taken.append(np.prod(shape) * np.dtype(dtype).itemsize)
+        return np.broadcast_to(np.zeros((), dtype), shape)
+
+    monkeypatch.setattr(_cuda, "launch", lambda kernel, *_: launched.append(kernel))
+    monkeypatch.setattr(_cuda, "kernel", lambda name, function, **_: function)
+    monkeypatch.setattr(_cuda, "empty", empty)
+    x = np.broadcast_to(np.float32(0), n)
+    monkeypatch.setattr(_cuda, "inputs", lambda *arrays: arrays)
+    cupy_cuda.run(x, x, x, False, False, [True, True], np.empty(()), x, x)
+    assert len(launched) == launches
+    assert sum(taken) < 350 * n + 10_000

@@ -19,16 +19,17 @@ def distance_correlation(
 
         V_xy = [sum a_ij b_ij - 2 / (n-2) sum_i a_i. b_i. + a.. b.. / ((n-1)(n-2))] / (n (n-3)),
 
-    which can be negative. Exact, O(n log n) time and O(n) memory (Huo and Szekely, arXiv:1410.1503; Chaudhuri and Hu,
-    arXiv:1810.11332), for value and gradients. Sums in float64 whatever the input, rounded once: a relative error of up
-    to n eps S / V, with S = sum_ij p_i p_j a_ij^2, of the variable for which that is more. A variance of no more than
-    n eps S, as with all but 1e-15 of the weight on one value, counts as 0.
+    which can be negative. Exact, O(n log n) time (GPU: O(n^1.5)) and O(n) memory (Huo and Szekely, arXiv:1410.1503;
+    Chaudhuri and Hu, arXiv:1810.11332), for value and gradients. Sums in float64 whatever the input, rounded once: a
+    relative error of up to n eps S / V, with S = sum_ij p_i p_j a_ij^2, of the variable for which that is more. A
+    variance of no more than n eps S, as with all but 1e-15 of the weight on one value, counts as 0.
 
     Parameters
     ----------
     x, y : (n,) float32 or float64, any unit in which squares of differences are normal numbers. Copied once if not
         contiguous.
-    weights : (n,) of the same dtype, >= 0, any sum; None: all equal. Points of weight 0 count as left out.
+    weights : (n,) of the same dtype, >= 0, any sum; None: all equal. Points of weight 0 count as left out. On a GPU
+        nobody looks at them: no weight above 0 gives 0 there, one below is undefined.
     unbiased : the U-statistic; not with weights.
     threads : accepted as in every CPU op; one problem runs on one thread.
 
