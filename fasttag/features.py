@@ -37,10 +37,10 @@ def energy_flow(jets: Jets) -> Inputs:
     jets = jets.compact()
     xp = interop.require(jets.library)
     pt, y, _, phi, _ = kinematics(jets.p4)
-    jet = interop.like(np.repeat(np.arange(len(jets)), jets.counts), pt)
+    jet = _jet(jets)
     dphi = phi - kinematics(jet_p4(jets)).phi[jet]
     dphi = dphi - 2 * math.pi * xp.floor((dphi + math.pi) / (2 * math.pi))
-    sums = segment(xp.stack([pt, pt * y, pt * dphi], 1), jets.offsets)
+    sums = segment(xp.stack([pt, pt * y, pt * dphi], 1), jets.offsets, offsets_host=jets.offsets_host)
     total = xp.where(sums[:, 0] > 0, sums[:, 0], 1)
     mean = (sums[:, 1:] / total[:, None])[jet]
     has_direction = pt != 0  # true of NaN: it goes on
@@ -48,6 +48,19 @@ def energy_flow(jets: Jets) -> Inputs:
     x = xp.stack([pt / total[jet], *angles], 1)
     max_n = int(jets.counts.max()) if len(jets) else 0
     return Inputs(x, x[:, 1:], jets.p4, jets.offsets, jets.offsets_host, max_n)
+
+
+def _jet(jets: Jets) -> Any:
+    """(N,) int64, the jet of each constituent of compact jets, made where they are: on a GPU nothing is sent there."""
+    if jets.device == "cpu":
+        return interop.like(np.repeat(np.arange(len(jets)), jets.counts), jets.p4)
+    return _jet_by_search(jets)
+
+
+def _jet_by_search(jets: Jets) -> Any:
+    xp = interop.require(jets.library)
+    device = {"device": jets.p4.device} if jets.library == "torch" else {}
+    return xp.searchsorted(jets.offsets[1:], xp.arange(jets.p4.shape[1], **device), side="right")
 
 
 def grey_image(jets: Jets) -> Any:

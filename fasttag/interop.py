@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from typing import Any
 
 import numpy as np
@@ -32,22 +33,41 @@ def require(module: str) -> Any:
         raise ImportError(f"{package} is needed here: install fasttag-hep with the extra {_EXTRAS[package]}") from error
 
 
+def destination(library: str | None, device: Any, here: str, place: str) -> tuple[str, str]:
+    """Library and device that `Jets.to` means, for arrays of library `here` at `place`. See Jets.to."""
+    if library not in (None, "numpy", "cupy", "torch"):
+        raise ValueError(f'to: library must be "numpy", "cupy" or "torch", got {library!r}; choose one')
+    device = str(device or ("cpu" if library == "numpy" else "cuda" if library == "cupy" else place))
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise ValueError(f'to: device must be "cpu", "cuda" or "cuda:<number>", got {device!r}; choose one')
+    cuda = device.startswith("cuda")
+    if library is None:
+        library = "torch" if here == "torch" else "cupy" if cuda else "numpy"
+    if (library == "numpy" and cuda) or (library == "cupy" and not cuda):
+        raise ValueError(f'to: library "{library}" has no device "{device}"; use "torch", or leave out one of the two')
+    return library, device
+
+
+def stays(place: str, device: str) -> bool:
+    """Whether what is at `place` is on `device` already; "cuda" is any GPU."""
+    return place == device or (device == "cuda" and place.startswith("cuda"))
+
+
 def convert(array: Any, library: str, device: str) -> Any:
     """The same values in another library or on another device; the array itself where nothing changes.
 
     NumPy -> torch on the CPU shares memory, except that a read-only or reversed array is copied: torch has neither.
     CuPy <-> torch on one GPU share memory through DLPack.
     """
-    here, place = library_of(array), device_of(array)
-    cuda = device.startswith("cuda")
-    if (library == "numpy" and cuda) or (library == "cupy" and not cuda):
-        raise ValueError(f'to: library "{library}" has no device "{device}"; use "torch", or leave out one of the two')
-    if here == library and (place == device or (device == "cuda" and place.startswith("cuda"))):
+    here = library_of(array)
+    if here == library and stays(device_of(array), device):
         return array
     if here == "numpy" and library == "torch":
         torch = require("torch")
         shareable = array.flags.writeable and min(array.strides, default=0) >= 0
-        return torch.from_numpy(array if shareable else array.copy()).to(device)
+        tensor = torch.from_numpy(array if shareable else array.copy())
+        # from pinned memory nobody waits for the copy; CuPy goes that way by itself
+        return tensor if device == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
     if here == "numpy":
         cupy = require("cupy")
         with cupy.cuda.Device(int(device.partition(":")[2] or 0)):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -20,7 +19,7 @@ from fasttag_kernels._dispatch import (
     library_of,
 )
 
-from . import interop
+from . import _transfer, interop
 
 ORDERS = {"px,py,pz,E": [0, 1, 2, 3], "E,px,py,pz": [1, 2, 3, 0]}
 
@@ -170,11 +169,17 @@ class Jets:
 
     def with_columns(self, **columns: Any) -> Jets:
         """The same jets with further or replaced columns of shape (N,)."""
-        return Jets(self.p4, self.offsets, {**self.columns, **columns}, self.labels)
+        return self._with({**self.columns, **columns}, dict(self.labels))
 
     def with_labels(self, **labels: Any) -> Jets:
         """The same jets with further or replaced labels of shape (J,)."""
-        return Jets(self.p4, self.offsets, self.columns, {**self.labels, **labels})
+        return self._with(dict(self.columns), {**self.labels, **labels})
+
+    def _with(self, columns: dict, labels: dict) -> Jets:
+        jets = self._make(self.p4, self.offsets, columns, labels, self.offsets_host)
+        check_arrays("Jets", **dict(jets._arrays()))
+        jets._check_shapes()
+        return jets
 
     def validate(self, *, row: int = 0) -> Jets:
         """Check that every four-vector is finite with E >= 0, and give back the jets. Readers call this.
@@ -201,21 +206,27 @@ class Jets:
 
         `library` ("numpy", "cupy", "torch") changes the family; on one device no data is copied, except that read-only
         or reversed NumPy arrays are when they become tensors.
+
+        To another device only the constituents of these jets move, and offsets then start at zero. To a GPU that is one
+        asynchronous copy from pinned memory on the current stream, all arrays in one buffer: nobody waits. (Tensors
+        that require grad, or whose dtype NumPy lacks, make every array move alone.)
+
+        Raises ImportError without the library, RuntimeError without a GPU or a driver that it can use.
         """
-        if library not in (None, "numpy", "cupy", "torch"):
-            raise ValueError(f'to: library must be "numpy", "cupy" or "torch", got {library!r}; choose one')
-        device = str(device or ("cpu" if library == "numpy" else "cuda" if library == "cupy" else self.device))
-        if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
-            raise ValueError(f'to: device must be "cpu", "cuda" or "cuda:<number>", got {device!r}; choose one')
-        if library is None:
-            library = "torch" if self.library == "torch" else "cupy" if device.startswith("cuda") else "numpy"
+        library, device = interop.destination(library, device, self.library, self.device)
+        stays = interop.stays(self.device, device)
+        if self.device == "cpu" and not stays:
+            link = _transfer.LINKS[library](device)
+            if _transfer.fits(self):
+                return _transfer.send(link, self)()
+        jets = self if stays else self.compact()
         move = lambda array: interop.convert(array, library, device)
         return self._make(
-            move(self.p4),
-            move(self.offsets),
-            {name: move(array) for name, array in self.columns.items()},
-            {name: move(array) for name, array in self.labels.items()},
-            self.offsets_host,
+            move(jets.p4),
+            move(jets.offsets if stays else jets.offsets_host),
+            {name: move(array) for name, array in jets.columns.items()},
+            {name: move(array) for name, array in jets.labels.items()},
+            jets.offsets_host,
         )
 
     def astype(self, dtype: str) -> Jets:
@@ -258,15 +269,15 @@ class Jets:
         offsets = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
         flat = p4[valid]
         out = interop.require(library_of(p4) or "").stack([flat[:, row] for row in rows])
-        return cls(out, interop.like(offsets, p4))
+        return cls._make(out, interop.like(offsets, p4), {}, {}, offsets)
 
     def to_padded(self, length: int, *, order: str = "px,py,pz,E", truncate: bool = False) -> tuple[Any, Any]:
         """p4 (J, length, 4), zero-padded, and valid (J, length) bool, True = real. See `fasttag_kernels.pad`."""
         from fasttag_kernels.pad import pad
 
         rows = np.argsort(_order("to_padded", order)).tolist()
-        p4 = self.p4 if rows == [0, 1, 2, 3] else self.p4[rows]
-        return pad(p4, self.offsets, length, truncate=truncate)
+        p4 = self.p4 if rows == [0, 1, 2, 3] else interop.require(self.library).stack([self.p4[row] for row in rows])
+        return pad(p4, self.offsets, length, truncate=truncate, offsets_host=self.offsets_host)
 
     def to_awkward(self) -> Any:
         """A jagged Awkward array of Momentum4D records px, py, pz, E and the columns, sharing memory with p4."""
@@ -284,7 +295,7 @@ class Jets:
 
     @classmethod
     def concatenate(cls, parts: Iterable[Jets]) -> Jets:
-        """All jets of several Jets (NumPy or torch, same columns and labels), in order."""
+        """All jets of several Jets of one library and device, with the same columns and labels, in order."""
         parts = [part.compact() for part in parts]
         if not parts:
             raise ValueError(
@@ -300,12 +311,14 @@ class Jets:
         xp = interop.require(first.library)
         ends = np.cumsum([0, *(int(part.offsets_host[-1]) for part in parts)])
         host = np.concatenate([part.offsets_host[:-1] + end for part, end in zip(parts, ends)] + [ends[-1:]])
+        host = host.astype(np.int64)
         join = lambda arrays, axis=0: xp.concatenate(tuple(arrays), axis)
-        return cls(
+        return cls._make(
             join((part.p4 for part in parts), 1),
-            interop.like(host.astype(np.int64), first.p4),
+            interop.like(host, first.p4),
             {name: join(part.columns[name] for part in parts) for name in first.columns},
             {name: join(part.labels[name] for part in parts) for name in first.labels},
+            host,
         )
 
 

@@ -60,8 +60,11 @@ class DisCo(torch.nn.Module):
                         f"DisCo: {name} must have the shape of mask, {tuple(mask.shape)}, got {tuple(value.shape)}; "
                         "give one value per jet"
                     )
-            score, against = score[mask], against[mask]
-            weights = None if weights is None else weights[mask]
+            if score.is_cuda:  # how many are chosen is not known to the host: weight 0 leaves a jet out as well
+                weights = mask.to(score.dtype) if weights is None else torch.where(mask, weights, 0)
+            else:
+                score, against = score[mask], against[mask]
+                weights = None if weights is None else weights[mask]
         return self.lambda_ * distance_correlation(score, against, weights=weights) ** self.power
 
     def extra_repr(self) -> str:

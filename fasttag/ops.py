@@ -59,7 +59,13 @@ def pixelate(jets: Any, *arrays: Any, **options: Any) -> Any:
         raise TypeError(f"pixelate: options must be given by name, got {len(arrays)} more arguments; write npix=...")
     jets = jets.compact()
     k = _kinematics(jets.p4, threads=options.get("threads"))
-    return _pixelate(k.pt, k.eta, k.phi, jets.offsets, **{"kind": jets.columns.get("kind"), **options})
+    return _pixelate(
+        k.pt,
+        k.eta,
+        k.phi,
+        jets.offsets,
+        **{"kind": jets.columns.get("kind"), "offsets_host": jets.offsets_host, **options},
+    )
 
 
 @_documented(_knn, "x = (eta, phi), periodic=1 and offsets; rows of the result are constituents of its `p4`")
@@ -70,7 +76,7 @@ def knn(jets: Any, k: int = 16, *, threads: int | None = None, **options: Any) -
         raise TypeError(f"knn: offsets and periodic must not be given with Jets, got {', '.join(options)}; drop them")
     _, _, eta, phi, _ = _kinematics(jets.p4, threads=threads)
     points = interop.require(jets.library).stack([eta, phi], 1)
-    return _knn(points, k, offsets=jets.offsets, periodic=1, threads=threads)
+    return _knn(points, k, offsets=jets.offsets, periodic=1, threads=threads, offsets_host=jets.offsets_host)
 
 
 @_documented(_pairwise_features, "p4, offsets and, from its `offsets_host`, pairs")
@@ -82,14 +88,14 @@ def pairwise_features(jets: Any, *arrays: Any, **options: Any) -> Any:
             f"pairwise_features: options must be given by name, got {len(arrays)} more arguments; write features=..."
         )
     pairs = count_pairs(jets.offsets_host, options.get("triangle", "full"))
-    return _pairwise_features(jets.p4, jets.offsets, **{"pairs": pairs, **options})
+    return _pairwise_features(jets.p4, jets.offsets, **{"pairs": pairs, "offsets_host": jets.offsets_host, **options})
 
 
 def jet_p4(jets: Jets, *, threads: int | None = None) -> Any:
     """Four-vector of each jet, the sum of its constituents: (4, J), rows px, py, pz, E in GeV, in the dtype of p4.
 
     Sums are accumulated in float64; 0 for a jet without constituents. Differentiable in p4 (torch). Raises ValueError
-    for a wrong `threads`, NotImplementedError on a GPU.
+    for a wrong `threads`.
     """
-    rows = [segment(row, jets.offsets, threads=threads) for row in jets.p4]
+    rows = [segment(row, jets.offsets, threads=threads, offsets_host=jets.offsets_host) for row in jets.p4]
     return interop.require(jets.library).stack(rows)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import pickle
 import re
 
@@ -324,9 +323,9 @@ def test_to_refuses(arguments, message):
         make().to(**arguments)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("cupy") is not None, reason="CuPy is installed: see the gpu tests")
 @pytest.mark.parametrize("arguments", [{"device": "cuda"}, {"device": "cuda:1"}, {"library": "cupy"}])
-def test_missing_cupy_names_the_extra(arguments):
+def test_missing_cupy_names_the_extra(arguments, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "cupy", None)
     with pytest.raises(ImportError, match=r"cupy is needed here: install fasttag-hep with the extra cuda13 or cuda12"):
         make().to(**arguments)
 
@@ -477,7 +476,7 @@ def test_gpu_round_trip(start):
     jets = make().to(library=start)
     there = jets.to("cuda")
     assert there.device == "cuda:0" and there.library == {"numpy": "cupy", "torch": "torch"}[start]
-    assert listed(there) == listed(jets) and there.offsets_host is jets.offsets_host
+    assert listed(there) == listed(jets) and there.offsets_host.tolist() == [0, 2, 2, 6, 7]
     back = there.to("cpu")
     assert (back.library, back.device) == (start, "cpu") and listed(back) == listed(jets)
     for key in (slice(1, 3), [2, 0], [True, False, True, True], slice(None, None, -1)):

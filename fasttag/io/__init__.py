@@ -6,14 +6,16 @@ jets each, validated, in file order. Everything else is here.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.resources
 import os
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Generator, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
+from .. import _transfer, interop
 from ..errors import FormatError
 from ..jets import Jets
 from ._checks import parsing
@@ -53,7 +55,7 @@ def iter_read(
     chunk: int = CHUNK,
     columns: Collection[str] | None = None,
     device: str = "cpu",
-    library: str = "numpy",
+    library: str | None = None,
     format: str | None = None,
     start: int = 0,
     stop: int | None = None,
@@ -61,17 +63,38 @@ def iter_read(
     """Read a file as Jets of `chunk` jets each, the last one shorter, in bounded memory. See `read`.
 
     columns : the columns to keep, None for all.
-    device, library : where each chunk goes, as in `Jets.to`.
+    device, library : where each chunk goes, as in `Jets.to`: None is NumPy on the CPU, CuPy on a GPU.
+
+    For a GPU a thread reads the next chunk and starts to copy it, beside the kernels at work on this one; two chunks at
+    most are in memory. They belong to the stream that is current at the first of them.
 
     Yields one empty Jets where there are no jets at all, so that columns and labels are never unknown. Raises as `read`
     does, at the chunk in question, and ValueError for columns that the file does not have.
     """
     if chunk < 1:
         raise ValueError(f"iter_read: chunk must be at least 1, got {chunk}; it counts jets")
+    library, device = interop.destination(library, device, "numpy", "cpu")
+    chunks = _chunks(path, chunk, columns, format, start, stop)
+    if device == "cpu":
+        for jets in chunks:
+            yield jets.to(device, library=library)
+    else:
+        link = _transfer.LINKS[library](device, aside=True)
+        yield from _transfer.ahead(chunks, functools.partial(_transfer.send, link))
+
+
+def _chunks(
+    path: str | os.PathLike,
+    chunk: int,
+    columns: Collection[str] | None,
+    format: str | None,
+    start: int,
+    stop: int | None,
+) -> Generator[Jets, None, None]:
     for jets in _regroup(_blocks("iter_read", path, format, start, stop, columns), chunk):
         if missing := sorted(set(columns or ()) - set(jets.columns)):
             raise ValueError(f"iter_read: columns must be in {path}, got {', '.join(missing)}; leave them out")
-        yield jets.to(device, library=library)
+        yield jets
 
 
 def write(path: str | os.PathLike, jets: Jets) -> None:

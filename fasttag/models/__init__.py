@@ -101,13 +101,12 @@ def score(model: Tagger, jets: Jets, *, batch_size: int = 1024) -> np.ndarray:
 
     A jet with NaN or inf in p4 gives NaN. Raises ValueError for a batch_size below 1, ImportError without torch.
     """
-    interop.require("torch")
+    torch = interop.require("torch")
     if batch_size < 1:
         raise ValueError(f"score: batch_size must be 1 or more, got {batch_size}; 1024 is usual")
-    out = np.empty(len(jets), np.float32)
-    for part, logits in _logits(model, jets, batch_size):
-        out[part] = logits.softmax(1)[:, model.signal].cpu().numpy()
-    return out
+    # fetched at the end: on a GPU each batch would wait for the one before
+    scores = [logits.softmax(1)[:, model.signal].float() for _, logits in _logits(model, jets, batch_size)]
+    return torch.cat(scores).cpu().numpy() if scores else np.empty(0, np.float32)
 
 
 def _logits(model: Tagger, jets: Jets, batch_size: int = 1024) -> Iterator[tuple[slice, torch.Tensor]]:

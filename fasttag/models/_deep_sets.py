@@ -45,7 +45,7 @@ class DeepSets(Tagger):
     def forward(self, inputs: Inputs) -> torch.Tensor:
         whole = torch.is_grad_enabled() or torch.compiler.is_compiling() or inputs.x.is_cuda
         if whole or torch.get_num_threads() > 1:
-            return self.f(segment(self.latent(inputs.x), inputs.offsets))
+            return self.f(segment(self.latent(inputs.x), inputs.offsets, offsets_host=inputs.offsets_host))
         host, parts, first = inputs.offsets_host, [], 0
         while first < host.size - 1:
             last = max(first + 1, int(np.searchsorted(host, host[first] + BLOCK, side="right")) - 1)
