@@ -35,11 +35,13 @@ GPU_PYTHON ?= $(BIN)/python
 gpu: export FASTTAG_REQUIRE_GPU = 1
 gpu: export PYTHONPATH = $(CURDIR):$(CURDIR)/kernels
 gpu: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(STAMP))
-	$(GPU_PYTHON) -m pytest -q -m gpu
+	$(GPU_PYTHON) -m pytest -q -m gpu tests/test_gpu.py tests/test_transfer.py
 	$(GPU_PYTHON) -m pytest benchmarks -q -m gpu --benchmark-only --benchmark-quiet --save
+	command -v compute-sanitizer || { echo "compute-sanitizer is not on the PATH: memory and races not checked"; exit 1; }
 	for tool in memcheck racecheck; do \
-		compute-sanitizer --tool $$tool --error-exitcode 9 $(GPU_PYTHON) -m pytest -q -m gpu tests/test_gpu.py \
-			-k "oracle and cupy and float32 and (mixed or above or duplicates)" || exit; \
+		compute-sanitizer --tool $$tool --report-api-errors no --error-exitcode 9 $(GPU_PYTHON) tests/without_pool.py \
+			-q -m gpu tests/test_gpu.py -k "oracle and cupy and float32 and (mixed or above or duplicates) or gradients" \
+			|| exit; \
 	done
 
 # one round of every benchmark on a small problem: the results are checked, the timings not kept

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import collections
-import contextlib
 import math
 import threading
 from collections.abc import Callable, Generator, Iterator
@@ -86,21 +85,36 @@ def ahead(items: Generator[T, None, None], start: Callable[[T], Callable[[], Any
 
     An error comes where its item would have come. Closing waits for the item in work, and closes `items`.
     """
+    reader, abandoned = 0, False
 
     def step() -> Callable[[], Any] | None:
+        nonlocal reader
+        reader = threading.get_ident()
         item = next(items, None)
-        return None if item is None else start(item)
+        receive = None if item is None else start(item)
+        if abandoned:
+            finish(receive)
+        return receive
 
-    with contextlib.closing(items), ThreadPoolExecutor(1, "fasttag-ahead") as thread:
-        coming = thread.submit(step)
-        try:
-            while (receive := coming.result()) is not None:
-                coming = thread.submit(step)
-                yield receive()
-        finally:
-            # what nobody takes is still being copied to: the stream must know before it uses that memory again
-            if not coming.exception() and (receive := coming.result()):
-                receive()
+    def finish(receive: Callable[[], Any] | None) -> None:
+        """What nobody takes is still being copied to: the stream must know before it uses that memory again."""
+        if receive:
+            receive()
+        items.close()
+
+    thread = ThreadPoolExecutor(1, "fasttag-ahead")
+    coming = thread.submit(step)
+    try:
+        while (receive := coming.result()) is not None:
+            coming = thread.submit(step)
+            yield receive()
+    finally:
+        if threading.get_ident() == reader:  # garbage collection in the middle of `step`, which cannot wait for itself
+            abandoned = True
+            thread.shutdown(wait=False)
+        else:
+            thread.shutdown()
+            finish(None if coming.exception() else coming.result())
 
 
 class Cupy:
@@ -130,8 +144,9 @@ class Cupy:
         return there, event
 
     def wait(self, event: Any) -> None:
-        """Later work on the current stream comes after the event; nobody waits here."""
-        self.cupy.cuda.get_current_stream(self.device.id).wait_event(event)
+        """Later work on the current stream comes after the event, and on `home`, whose memory it is; nobody waits."""
+        for stream in (self.home, self.cupy.cuda.get_current_stream(self.device.id)):
+            stream.wait_event(event)
 
 
 class Torch:
@@ -154,7 +169,8 @@ class Torch:
         return there, self.stream.record_event()
 
     def wait(self, event: Any) -> None:
-        self.torch.cuda.current_stream(self.home.device).wait_event(event)
+        for stream in (self.home, self.torch.cuda.current_stream(self.home.device)):
+            stream.wait_event(event)
 
 
 LINKS: dict[str, Any] = {"cupy": Cupy, "torch": Torch}

@@ -59,8 +59,9 @@ def convert(array: Any, library: str, device: str) -> Any:
     NumPy -> torch on the CPU shares memory, except that a read-only or reversed array is copied: torch has neither.
     CuPy <-> torch on one GPU share memory through DLPack.
     """
-    here = library_of(array)
-    if here == library and stays(device_of(array), device):
+    here, place = library_of(array), device_of(array)
+    device = place if stays(place, device) else device
+    if here == library and place == device:
         return array
     if here == "numpy" and library == "torch":
         torch = require("torch")

@@ -23,14 +23,11 @@
 
 #define __global__
 #define __device__
-#define __host__
 #define __forceinline__ inline
-#define __noinline__
 #define __restrict__
 #define __launch_bounds__(...)
 #define __shared__ static __attribute__((section("cuda_shared")))
 #define __align__(n) alignas(n)
-#define __ldg(pointer) (*(pointer))
 #define __builtin_assume(truth)
 
 struct Dim {
@@ -42,20 +39,8 @@ struct alignas(8) int2 {
 struct alignas(16) int4 {
   int x, y, z, w;
 };
-struct alignas(8) float2 {
-  float x, y;
-};
-struct alignas(16) float4 {
-  float x, y, z, w;
-};
-struct alignas(16) double2 {
-  double x, y;
-};
 inline int2 make_int2(int x, int y) { return {x, y}; }
 inline int4 make_int4(int x, int y, int z, int w) { return {x, y, z, w}; }
-inline float2 make_float2(float x, float y) { return {x, y}; }
-inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
-inline double2 make_double2(double x, double y) { return {x, y}; }
 
 static Dim threadIdx, blockIdx, blockDim, gridDim;
 
@@ -188,18 +173,7 @@ template <class T> T exchange(unsigned mask, T value, int from, const char* what
 }  // namespace host
 
 inline void __syncthreads() { host::meet(host::block_barrier, host::alive, "__syncthreads"); }
-inline int __syncthreads_or(int value) {
-  static int found;
-  __syncthreads();
-  found = 0;
-  __syncthreads();
-  found |= value != 0;
-  __syncthreads();
-  return found;
-}
 inline void __syncwarp(unsigned mask = 0xffffffffu) { host::meet_warp(mask, "__syncwarp"); }
-inline void __threadfence() {}
-inline void __threadfence_block() {}
 
 template <class T> T __shfl_sync(unsigned mask, T value, int from, int width = 32) {
   const int base = host::lane() / width * width;
@@ -213,20 +187,6 @@ template <class T> T __shfl_up_sync(unsigned mask, T value, unsigned distance, i
   const int from = host::lane() - int(distance);
   return host::exchange(mask, value, from >= host::lane() / width * width ? from : -1, "__shfl_up_sync");
 }
-template <class T> T __shfl_down_sync(unsigned mask, T value, unsigned distance, int width = 32) {
-  const int from = host::lane() + int(distance);
-  return host::exchange(mask, value, from < host::lane() / width * width + width ? from : -1, "__shfl_down_sync");
-}
-inline unsigned __ballot_sync(unsigned mask, int predicate) {
-  const uint64_t mine = predicate != 0;
-  host::slots[host::current] = mine;
-  host::meet_warp(mask, "__ballot_sync");
-  unsigned all = 0;
-  for (int i = 0; i < 32; i++)
-    if (mask >> i & 1 && host::warp() * 32 + i < host::threads) all |= unsigned(host::slots[host::warp() * 32 + i]) << i;
-  host::meet_warp(mask, "__ballot_sync");
-  return all;
-}
 template <class T> unsigned __match_any_sync(unsigned mask, T value) {
   unsigned same = 0;
   for (int i = 0; i < 32; i++)
@@ -234,37 +194,16 @@ template <class T> unsigned __match_any_sync(unsigned mask, T value) {
       same |= unsigned(host::exchange(mask, value, i, "__match_any_sync") == value) << i;
   return same;
 }
-inline int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
-inline int __all_sync(unsigned mask, int predicate) { return __ballot_sync(mask, !predicate) == 0; }
 
 template <class T, class V> T atomicAdd(T* at, V value) {
   const T before = *at;
   *at = before + T(value);
   return before;
 }
-template <class T, class V> T atomicMax(T* at, V value) {
-  const T before = *at;
-  *at = std::max(before, T(value));
-  return before;
-}
-template <class T, class V> T atomicMin(T* at, V value) {
-  const T before = *at;
-  *at = std::min(before, T(value));
-  return before;
-}
-template <class T, class V> T atomicOr(T* at, V value) {
-  const T before = *at;
-  *at = before | T(value);
-  return before;
-}
 
-inline int __popc(unsigned x) { return std::popcount(x); }
-inline int __clz(int x) { return std::countl_zero(unsigned(x)); }
 inline int __ffs(int x) { return x ? std::countr_zero(unsigned(x)) + 1 : 0; }
 inline unsigned __float_as_uint(float x) { return std::bit_cast<unsigned>(x); }
 inline int __float_as_int(float x) { return std::bit_cast<int>(x); }
-inline float __uint_as_float(unsigned x) { return std::bit_cast<float>(x); }
-inline float __int_as_float(int x) { return std::bit_cast<float>(x); }
 inline long long __double_as_longlong(double x) { return std::bit_cast<long long>(x); }
 inline double __longlong_as_double(long long x) { return std::bit_cast<double>(x); }
 // as wrong as CUDA allows, 2 ulp, up or down
@@ -276,8 +215,6 @@ inline float __fdividef(float a, float b) {
 }
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline double __dmul_rn(double a, double b) { return a * b; }
-inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
-inline double rsqrt(double x) { return 1.0 / std::sqrt(x); }
 // CUDA's: of a number and a NaN the number
 template <class A, class B> auto min(A a, B b) {
   using T = std::common_type_t<A, B>;
@@ -290,8 +227,6 @@ template <class A, class B> auto max(A a, B b) {
   else return T(a) < T(b) ? T(b) : T(a);
 }
 using std::isfinite;
-using std::isinf;
-using std::isnan;
 
 // Filled from outside: the section is that of the shared library this is compiled into.
 extern "C" char __start_cuda_shared[] __attribute__((weak, visibility("hidden")));

@@ -1,7 +1,7 @@
 """The GPU backends without a GPU: the same .cu files through g++ (cuda_on_host.hpp), the same Python around them.
 
-`emulated(monkeypatch)` sends NumPy arrays to the CUDA backends. `compile_source` compiles as CuPy would, by NVRTC, and
-says what the machine code takes.
+`emulated(monkeypatch)` sends NumPy arrays to the CUDA backends. `compile_source` says what the machine code for a GPU
+takes.
 """
 
 from __future__ import annotations
@@ -165,16 +165,8 @@ USES = re.compile(
 
 
 def compile_source(text: str, options: tuple[str, ...], architecture: int) -> dict[str, dict[str, int]]:
-    """Compile by NVRTC, which needs no driver; for each kernel its stack, spills, registers and shared memory."""
-    from cupy_backends.cuda.libs import nvrtc  # CuPy's own compile function asks the driver
-
-    program = nvrtc.createProgram(text, "kernel.cu", [], [])
-    try:
-        nvrtc.compileProgram(program, [f"--gpu-architecture=sm_{architecture}", "--ptxas-options=-v", *options])
-    except nvrtc.NVRTCError:
-        raise AssertionError(nvrtc.getProgramLog(program)) from None
-    log = nvrtc.getProgramLog(program)
-    nvrtc.destroyProgram(program)
+    """For each kernel its stack, spills, registers and shared memory, compiled as for a GPU."""
+    _, log = _cuda.compiled(text, ("--ptxas-options=-v", *options), architecture)
     return {
         found["name"]: {key: int(found[key] or 0) for key in ("stack", "stores", "loads", "registers", "shared")}
         for found in USES.finditer(log)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import importlib.util
 import json
 import sys
 import types
@@ -12,6 +15,9 @@ import pytest
 import fasttag
 from children import python
 from fasttag_kernels import TABLE, _cuda
+
+CUPY = importlib.util.find_spec("cupy") is not None
+needs_cupy = pytest.mark.skipif(not CUPY, reason="no CuPy")
 
 
 def test_backends():
@@ -30,22 +36,30 @@ def test_without_a_gpu(cupy):
     assert python(code) == f"{len(TABLE)} None"
 
 
+def test_without_cupy(monkeypatch):
+    _cuda._cupy.cache_clear()
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    with pytest.raises(ImportError, match=r"cupy is needed for arrays on a GPU: .* extra cuda13 or cuda12"):
+        _cuda.kernel("segment/kernel.cu", "segment_sum", REAL="float")
+
+
+@needs_cupy
+@pytest.mark.skipif(CUPY and importlib.import_module("cupy").cuda.is_available(), reason="there is a GPU")
+def test_without_a_driver():
+    with pytest.raises(RuntimeError, match="a GPU needs a CUDA driver that CuPy can use, got cudaError"):
+        _cuda._check(0)
+
+
+@needs_cupy
 def test_the_missing_part_is_named(monkeypatch):
-    for found in (_cuda._cupy, _cuda._check, _cuda.kernel):
-        found.cache_clear()
+    cupy = importlib.import_module("cupy")
+    capability = lambda number: types.SimpleNamespace(compute_capability=number)
+    _cuda._check.cache_clear()
     with monkeypatch.context() as patch:
-        patch.setitem(sys.modules, "cupy", None)
-        with pytest.raises(ImportError, match=r"cupy is needed for arrays on a GPU: .* extra cuda13 or cuda12"):
-            _cuda.kernel("segment/kernel.cu", "segment_sum", REAL="float")
-    cupy = pytest.importorskip("cupy")
-    if not cupy.cuda.is_available():
-        with pytest.raises(RuntimeError, match="a GPU needs a CUDA driver that CuPy can use, got cudaError"):
-            _cuda._check(0)
-    with monkeypatch.context() as patch:
-        patch.setattr(cupy.cuda, "Device", lambda number: types.SimpleNamespace(compute_capability="75"))
+        patch.setattr(cupy.cuda, "Device", lambda device: capability("75"))
         with pytest.raises(NotImplementedError, match=r"the kernels need compute capability 8.0 or more, got 7.5"):
             _cuda._check(0)
-        patch.setattr(cupy.cuda, "Device", lambda number: types.SimpleNamespace(compute_capability="90"))
+        patch.setattr(cupy.cuda, "Device", lambda device: capability("90"))
 
         def lost():
             raise RuntimeError("libnvrtc.so.13 not found")
@@ -54,6 +68,49 @@ def test_the_missing_part_is_named(monkeypatch):
         with pytest.raises(RuntimeError, match=r"compiled by NVRTC, got libnvrtc.so.13 not found; install the CUDA"):
             _cuda._check(0)
     _cuda._check.cache_clear()
+
+
+@needs_cupy
+def test_machine_code_is_kept(tmp_path, monkeypatch):
+    """On disk by source, options and architecture; where nothing can be written, for the life of the process."""
+    _cuda._folder.cache_clear()
+    monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path / "kernels"))
+    name, options = "segment/kernel.cu", _cuda.options(REAL="float")
+    file = _cuda.machine_code(name, options, 90)
+    with monkeypatch.context() as patch:
+        patch.setattr(_cuda, "compiled", None)  # nothing is compiled again
+        assert _cuda.machine_code(name, options, 90) == file and file.parent == tmp_path / "kernels"
+    others = [(name, _cuda.options(REAL="double"), 90), (name, options, 80), ("pad/kernel.cu", options, 90)]
+    assert len({file, *(_cuda.machine_code(*other) for other in others)}) == 4
+    assert {path.suffix for path in file.parent.iterdir()} == {".cubin"}, "something unfinished was left"
+    _cuda._folder.cache_clear()
+    (tmp_path / "a file").touch()
+    monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path / "a file" / "kernels"))
+    assert _cuda.machine_code(name, options, 90).read_bytes() == file.read_bytes()
+    _cuda._folder.cache_clear()
+
+
+@needs_cupy
+def test_compile_errors_are_shown():
+    with pytest.raises(RuntimeError, match=r"cannot compile for sm_90, got .*expected a"):
+        _cuda.compiled("int", (), 90)
+    with pytest.raises(RuntimeError, match=r"cannot compile for sm_45, got .*invalid value for --gpu-architecture"):
+        _cuda.compiled("", (), 45)
+
+
+@needs_cupy
+def test_tensors_run_on_the_current_stream_of_torch(monkeypatch):
+    """The real `_cuda.on`, with a device and a stream that are not there."""
+    cupy, torch = importlib.import_module("cupy"), importlib.import_module("torch")
+    entered = []
+    monkeypatch.setattr(_cuda, "_check", entered.append)
+    monkeypatch.setattr(cupy.cuda, "Device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: types.SimpleNamespace(cuda_stream=4096))
+    monkeypatch.setattr(cupy.cuda.Stream, "__enter__", lambda stream: entered.append(stream.ptr))
+    monkeypatch.setattr(cupy.cuda.Stream, "__exit__", lambda *_: None)
+    monkeypatch.setattr(_cuda, "library_of", lambda array: "torch")
+    with _cuda.on(types.SimpleNamespace(device=torch.device("cuda", 3))):
+        assert entered == [3, 4096]
 
 
 NOT_RUN = "cuda: compiled and emulated, not yet run on a GPU"

@@ -84,8 +84,10 @@ def test_offsets_in_numpy_are_needed(op):
     with pytest.raises(ValueError, match=f"{op}: offsets_host must be given for arrays on a GPU, got None; pass Jets"):
         OPS[op].run(*arguments)
     offsets = arguments[OPS[op].offsets_at]
-    with pytest.raises(TypeError, match=f"{op}: offsets_host must be a NumPy array of int64"):
+    with pytest.raises(TypeError, match=f"{op}: offsets_host must be int64, got int32"):
         OPS[op].run(*arguments, offsets_host=offsets.astype(np.int32))
+    with pytest.raises(TypeError, match=f"{op}: offsets_host must be a NumPy array, got list"):
+        OPS[op].run(*arguments, offsets_host=offsets.tolist())
     with pytest.raises(ValueError, match=f"{op}: offsets_host must have the shape of offsets"):
         OPS[op].run(*arguments, offsets_host=offsets[:-1])
     with pytest.raises(ValueError, match=f"{op}: offsets must not fall"):

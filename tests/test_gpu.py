@@ -106,7 +106,8 @@ def test_gradients_of_tensors(op):
         options = {"offsets_host": offsets} if OPS[op].ragged else {}
         result = OPS[op].run(*tensors, **options)
         parts = result if isinstance(result, tuple) else (result,)
-        total = sum((part * torch.linspace(1, 2, part.numel(), device=device).view(part.shape)).sum() for part in parts)
+        weights = [torch.linspace(1, 2, part.numel(), dtype=part.dtype).view(part.shape).to(device) for part in parts]
+        total = sum((part * weight).sum() for part, weight in zip(parts, weights))
         found.append([gradient.cpu().numpy() for gradient in torch.autograd.grad(total, inputs)])
     for cpu, gpu in zip(*found, strict=True):
         np.testing.assert_allclose(gpu, cpu, rtol=1e-9, atol=1e-10 * np.abs(cpu).max())

@@ -15,27 +15,11 @@ from hypothesis import strategies as st
 
 from children import python
 from fasttag import Jets, interop
+from toys import listed, make
 
 ORDERS = {"px,py,pz,E": [0, 1, 2, 3], "E,px,py,pz": [3, 0, 1, 2]}  # rows of p4 along the last axis of a padded block
 every_order = pytest.mark.parametrize("order", ORDERS)
 every_library = pytest.mark.parametrize("library", ["numpy", "torch"])
-
-
-def make(counts=(2, 0, 4, 1), before=1, after=2, dtype="float64"):
-    """Jets whose px is the number of the constituent; offsets start at `before`."""
-    n = sum(counts) + before + after
-    p4 = np.array([np.arange(n), np.arange(n) - 3.0, np.full(n, 0.5), np.arange(n) + 100.0], dtype)
-    offsets = before + np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
-    columns = {"kind": (np.arange(n) % 5).astype(np.int8)}
-    return Jets(p4, offsets, columns, {"label": np.arange(len(counts))})
-
-
-def listed(jets):
-    """Every jet as plain Python: (label, [(kind, px, py, pz, E), ...])."""
-    jets = jets.to("cpu", library="numpy")
-    rows = np.concatenate([jets.columns["kind"][None], jets.p4]).T
-    slices = zip(jets.offsets_host[:-1], jets.offsets_host[1:])
-    return [(label, [tuple(row) for row in rows[a:b]]) for label, (a, b) in zip(jets.labels["label"], slices)]
 
 
 P4, OFFSETS = np.ones((4, 3)), np.array([0, 1, 3])
@@ -468,32 +452,3 @@ def test_pickle(library):
     jets = make().to(library=library)[1:]
     again = pickle.loads(pickle.dumps(jets))
     assert listed(again) == listed(jets) and repr(again) == repr(jets) and again.offsets_host.tolist() == [3, 3, 7, 8]
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("start", ["numpy", "torch"])
-def test_gpu_round_trip(start):
-    jets = make().to(library=start)
-    there = jets.to("cuda")
-    assert there.device == "cuda:0" and there.library == {"numpy": "cupy", "torch": "torch"}[start]
-    assert listed(there) == listed(jets) and there.offsets_host.tolist() == [0, 2, 2, 6, 7]
-    back = there.to("cpu")
-    assert (back.library, back.device) == (start, "cpu") and listed(back) == listed(jets)
-    for key in (slice(1, 3), [2, 0], [True, False, True, True], slice(None, None, -1)):
-        check_on_device(there[key], jets[key])
-    check_on_device(Jets.concatenate([there[2:], there]), Jets.concatenate([jets[2:], jets]))
-    check_on_device(there.compact(), jets.compact())
-    assert there.validate() is there
-
-
-@pytest.mark.gpu
-def test_cupy_and_torch_share_device_memory():
-    jets = make().to("cuda")
-    moved = jets.to(library="torch")
-    assert moved.device == "cuda:0" and moved.p4.data_ptr() == jets.p4.data.ptr
-    assert moved.to(library="cupy").p4.data.ptr == jets.p4.data.ptr
-
-
-def check_on_device(found, expected):
-    assert found.device == "cuda:0" and listed(found) == listed(expected)
-    Jets(found.p4, found.offsets, found.columns, found.labels)

@@ -19,7 +19,7 @@ import fasttag
 from fasttag import Jets, _transfer, features, interop, io, models
 from fasttag.losses import DisCo
 from fasttag_kernels import _dispatch
-from test_jets import listed, make
+from toys import listed, make
 
 both_libraries = pytest.mark.parametrize("library", ["cupy", "torch"])
 PARTS = [slice(None), slice(1, 3), slice(2, 2), slice(4, 4)]
@@ -209,9 +209,9 @@ def test_torch_is_called_the_same_way(monkeypatch):
         calls.append((it.name, "is current"))
         yield
 
-    home = TorchStream()
+    current = {"stream": TorchStream("home")}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: home)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current["stream"])
     monkeypatch.setattr(torch.cuda, "Stream", TorchStream)
     monkeypatch.setattr(torch.cuda, "stream", stream)
     monkeypatch.setattr(_transfer.Torch, "pinned", lambda self, size: torch.full((size,), 255, dtype=torch.uint8))
@@ -220,8 +220,10 @@ def test_torch_is_called_the_same_way(monkeypatch):
         calls.clear()
         receive = _transfer.send(_transfer.Torch("cuda", aside=aside), jets)
         assert calls == [("home", "is current"), (name, "waits for", "home"), (name, "is current")]
+        current["stream"] = TorchStream("consumer's")
         there = receive()
-        assert calls[3:] == [("home", "waits for", f"event of {name}")]
+        current["stream"] = TorchStream("home")
+        assert calls[3:] == [(waiting, "waits for", f"event of {name}") for waiting in ("home", "consumer's")]
         assert there.library == "torch" and listed(there) == listed(jets)
     assert listed(jets.to("cuda", library="torch")) == listed(jets)
 
@@ -347,6 +349,32 @@ def test_leaving_early(how):
     gc.collect()
     assert reader.closed and readers() == []
     assert reader.made == reader.started == reader.received == [0, 1]
+
+
+def test_collected_in_the_middle_of_reading():
+    """An iterator in a cycle that nobody closes, found by the garbage collector in the reader's own thread."""
+    collect, received = threading.Event(), []
+
+    def items():
+        yield 0
+        collect.wait()
+        gc.collect()
+        yield 1
+
+    def use():
+        cycle = [_transfer.ahead(items(), lambda i: lambda: received.append(i) or i)]
+        cycle.append(cycle)
+        assert next(cycle[0]) == 0
+
+    gc.disable()
+    try:
+        use()
+        collect.set()
+        for thread in readers():
+            thread.join(timeout=60)
+    finally:
+        gc.enable()
+    assert readers() == [] and received == [0, 1], "the stream does not know of the copy that nobody takes"
 
 
 def test_leaving_early_before_an_error():
@@ -614,3 +642,32 @@ def test_disco_of_a_selection(weighted):
         torch.testing.assert_close(gpu, cpu, rtol=1e-9, atol=1e-12)
     nobody = DisCo(3.0)(on[0], on[1], torch.zeros_like(on[2]), on[3])
     assert nobody.item() == 0
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("start", ["numpy", "torch"])
+def test_gpu_round_trip(start):
+    jets = make().to(library=start)
+    there = jets.to("cuda")
+    assert there.device == "cuda:0" and there.library == {"numpy": "cupy", "torch": "torch"}[start]
+    assert listed(there) == listed(jets) and there.offsets_host.tolist() == [0, 2, 2, 6, 7]
+    back = there.to("cpu")
+    assert (back.library, back.device) == (start, "cpu") and listed(back) == listed(jets)
+    for key in (slice(1, 3), [2, 0], [True, False, True, True], slice(None, None, -1)):
+        check_on_device(there[key], jets[key])
+    check_on_device(Jets.concatenate([there[2:], there]), Jets.concatenate([jets[2:], jets]))
+    check_on_device(there.compact(), jets.compact())
+    assert there.validate() is there
+
+
+@pytest.mark.gpu
+def test_cupy_and_torch_share_device_memory():
+    jets = make().to("cuda")
+    moved = jets.to(library="torch")
+    assert moved.device == "cuda:0" and moved.p4.data_ptr() == jets.p4.data.ptr
+    assert moved.to(library="cupy").p4.data.ptr == jets.p4.data.ptr
+
+
+def check_on_device(found, expected):
+    assert found.device == "cuda:0" and listed(found) == listed(expected)
+    Jets(found.p4, found.offsets, found.columns, found.labels)

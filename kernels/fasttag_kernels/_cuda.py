@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import importlib
+import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,7 @@ REAL = {"float32": "float", "float64": "double"}  # dtype -> type in C, for the 
 
 
 def source(name: str) -> str:
-    """The text of a .cu file of this package behind that of device.cu: CuPy's cache does not look into includes."""
+    """The text of a .cu file of this package behind that of device.cu."""
     folder = Path(__file__).parent
     return "".join(f'#line 1 "{part}"\n{(folder / part).read_text()}' for part in ("device.cu", name))
 
@@ -29,13 +32,58 @@ def options(fmad: bool = True, **macros: Any) -> tuple[str, ...]:
     return ("--std=c++17", f"--fmad={str(fmad).lower()}", *(f"-D{name}={value}" for name, value in macros.items()))
 
 
-@functools.cache
 def kernel(name: str, function: str, *, fmad: bool = True, **macros: Any) -> Any:
-    """The kernel `function` of a .cu file, to be called with (blocks,), (threads,), arguments.
+    """The kernel `function` of a .cu file on the current device, to be called with (blocks,), (threads,), arguments."""
+    architecture = int(_cupy().cuda.Device().compute_capability)
+    return _kernel(name, function, options(fmad, **macros), architecture)
 
-    CuPy compiles it at its first launch on a device and keeps the machine code on disk.
+
+@functools.cache
+def _kernel(name: str, function: str, options: tuple[str, ...], architecture: int) -> Any:
+    return _cupy().RawModule(path=str(machine_code(name, options, architecture))).get_function(function)
+
+
+def machine_code(name: str, options: tuple[str, ...], architecture: int) -> Path:
+    """The file that holds the machine code of a .cu file, compiled now where it is not there yet.
+
+    By NVRTC alone, not by CuPy: that appends -ftz=true, which would make float32 below 1.2e-38 zero.
     """
-    return _cupy().RawKernel(source(name), function, options(fmad, **macros))
+    text = source(name)
+    parts = (text, *options, str(architecture), str(_cupy().cuda.nvrtc.getVersion()))
+    file = _folder() / f"fasttag-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:32]}.cubin"
+    if not file.exists():
+        handle, unfinished = tempfile.mkstemp(dir=file.parent)
+        with os.fdopen(handle, "wb") as opened:
+            opened.write(compiled(text, options, architecture)[0])
+        os.replace(unfinished, file)  # whole or not at all, whoever else compiles the same
+    return file
+
+
+def compiled(text: str, options: tuple[str, ...], architecture: int) -> tuple[bytes, str]:
+    """Machine code for an architecture (90: sm_90), and what the compiler says. Needs no driver."""
+    nvrtc = _cupy().cuda.nvrtc
+    program = nvrtc.createProgram(text, "kernel.cu", [], [])
+    try:
+        nvrtc.compileProgram(program, [f"--gpu-architecture=sm_{architecture}", *options])
+        return nvrtc.getCUBIN(program), nvrtc.getProgramLog(program)
+    except nvrtc.NVRTCError as error:
+        raise RuntimeError(
+            f"NVRTC {nvrtc.getVersion()} cannot compile for sm_{architecture}, got {error}: "
+            f"{nvrtc.getProgramLog(program)}"
+        ) from error
+    finally:
+        nvrtc.destroyProgram(program)
+
+
+@functools.cache
+def _folder() -> Path:
+    """Where CuPy keeps its own machine code; a folder of this process where nothing can be written there."""
+    folder = Path(os.environ.get("CUPY_CACHE_DIR") or Path.home() / ".cupy" / "kernel_cache")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        folder = Path()
+    return folder if os.access(folder, os.W_OK) else Path(tempfile.mkdtemp(prefix="fasttag-"))
 
 
 def inputs(*arrays: Any) -> tuple[Any, ...]:
@@ -68,24 +116,33 @@ def work_list(offsets: Any, offsets_host: np.ndarray, tile: int) -> Any:
     return items
 
 
+class _Stream:
+    """torch's current stream by the protocol that CuPy asks for (torch itself has it in newer versions only)."""
+
+    def __init__(self, device: Any) -> None:
+        self.pointer = importlib.import_module("torch").cuda.current_stream(device).cuda_stream
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self.pointer
+
+
 @contextlib.contextmanager
 def on(array: Any) -> Iterator[None]:
     """The device of an array and, for torch, torch's current stream as CuPy's."""
     cupy = _cupy()
-    device = array.device.index if library_of(array) == "torch" else array.device.id
+    torch = library_of(array) == "torch"
+    device = array.device.index if torch else array.device.id
     _check(device)
-    with cupy.cuda.Device(device):
-        if library_of(array) == "torch":
-            torch = importlib.import_module("torch")
-            with cupy.cuda.ExternalStream(torch.cuda.current_stream(array.device).cuda_stream, device):
-                yield
-        else:
-            yield
+    stream = cupy.cuda.Stream.from_external(_Stream(array.device)) if torch else contextlib.nullcontext()
+    with cupy.cuda.Device(device), stream:
+        yield
 
 
 def view(array: Any) -> Any:
-    """A CuPy array on the memory of a CuPy array or a CUDA tensor."""
-    return _cupy().from_dlpack(array.detach()) if library_of(array) == "torch" else array
+    """A CuPy array on the memory of a CuPy array or a CUDA tensor. -1: both are on the stream of `on` already."""
+    if library_of(array) != "torch":
+        return array
+    return _cupy().from_dlpack(array.detach().__dlpack__(stream=-1))
 
 
 @functools.cache

@@ -15,6 +15,8 @@ from torch.autograd import forward_ad
 from ._dispatch import backend_for, execute, execute_backward
 from ._table import TABLE
 
+# CuPy's scratch memory is its own: a CUDA graph would write to it after others have got it
+TAGS = (torch.Tag.cudagraph_unsafe,) if hasattr(torch.Tag, "cudagraph_unsafe") else ()
 LAST = "Tensor? offsets_host, int threads"  # of every schema; offsets_host is on the CPU, and None where all else is
 
 
@@ -30,7 +32,7 @@ def call(op: str, arguments: tuple, offsets_host: np.ndarray | None, threads: in
                 able = ", ".join(row["gradients"]) or "none of its arguments"
                 raise RuntimeError(f"{op}: {name} must not require grad, it is differentiable in {able}; detach it")
     run = getattr(torch.ops.fasttag, op)
-    last = (None if offsets_host is None else torch.from_numpy(offsets_host), threads)
+    last = (None if offsets_host is None else torch.from_numpy(offsets_host.copy()), threads)
     if "saved" not in row:
         return run(*arguments, *last)
     values = dict(zip(row["arguments"], arguments))
@@ -55,7 +57,7 @@ def _numpy(offsets_host: torch.Tensor | None) -> np.ndarray | None:
 
 def _register(op: str, row: dict[str, Any]) -> None:
     arguments = ", ".join(f"{kind} {name}" for name, kind in row["arguments"].items())
-    torch.library.define(f"fasttag::{op}", f"({arguments}, {LAST}) -> {row['returns']}")
+    torch.library.define(f"fasttag::{op}", f"({arguments}, {LAST}) -> {row['returns']}", tags=TAGS)
 
     @torch.library.impl(f"fasttag::{op}", ("cpu", "cuda"))
     def _(*arguments: Any) -> Any:
@@ -81,7 +83,7 @@ def _register_gradient(op: str, row: dict[str, Any], arguments: str) -> None:
     names = list(row["arguments"])
     places = [names.index(name) for name in row["gradients"]]
     returns = "Tensor" if len(places) == 1 else "(" + ", ".join(["Tensor"] * len(places)) + ")"
-    torch.library.define(f"fasttag::{op}_backward", f"(Tensor gradient, {arguments}, {LAST}) -> {returns}")
+    torch.library.define(f"fasttag::{op}_backward", f"(Tensor gradient, {arguments}, {LAST}) -> {returns}", tags=TAGS)
 
     @torch.library.impl(f"fasttag::{op}_backward", ("cpu", "cuda"))
     def _(gradient: torch.Tensor, *arguments: Any) -> Any:

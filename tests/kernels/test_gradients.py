@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch.autograd import forward_ad
 
+import cases
 import fasttag
-from cases import CASES
-from fasttag_kernels import TABLE, _torch
+from cases import CASES, OPS
+from fasttag_kernels import TABLE, _dispatch, _torch
 from fasttag_kernels.distance_correlation import distance_correlation, distance_covariance
 from fasttag_kernels.kinematics import kinematics, reference
 from fasttag_kernels.knn import knn
@@ -333,3 +334,21 @@ def test_default_compiler_agrees():
 def test_compiled_code_refuses_by_name():
     with pytest.raises(Exception, match="pad: values must not require grad"):
         torch.compile(lambda x: pad(x, OFFSETS, 5), backend="eager")(massive())
+
+
+@pytest.mark.parametrize("op", [op for op, row in TABLE.items() if "cuda" in row["backends"]])
+def test_traced_whole_with_offsets_host(op, monkeypatch):
+    """A call as on a GPU, where `offsets_host` becomes a tensor, through torch.compile; the CPU backend runs it."""
+
+    def call(name, *arguments, threads=None, offsets_host=None):
+        offsets = dict(zip(TABLE[name]["arguments"], arguments)).get("offsets")
+        return _torch.call(name, arguments, _dispatch._on_host(name, offsets, offsets_host), 1)
+
+    monkeypatch.setattr(_dispatch, "call", call)
+    arguments = cases.arguments_of(op, "mixed", "float32")
+    options = {"offsets_host": arguments[OPS[op].offsets_at]} if OPS[op].ragged else {}
+    if op == "pairwise_features":
+        options["pairs"] = int((np.diff(arguments[1]) ** 2).sum())
+    tensors = [torch.from_numpy(a) for a in arguments]
+    compiled = torch.compile(lambda *given: OPS[op].run(*given, **options), fullgraph=True, backend="aot_eager")
+    assert cases.same_bits(OPS[op].run(*tensors, **options), compiled(*tensors))

@@ -66,7 +66,7 @@ template <int BLOCK, int N> __device__ __forceinline__ void block_scan(double (&
   }
 }
 
-// Which of the `count` candidates, a multiple of `stride` apart, has the largest weight.
+// Which of the `count` candidates, `stride` numbers apart, has the largest weight.
 template <int BLOCK> __device__ __forceinline__ int heaviest(const double* weights, int stride, int count) {
   __shared__ double most[BLOCK];
   __shared__ int at[BLOCK];

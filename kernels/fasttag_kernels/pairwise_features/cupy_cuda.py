@@ -1,5 +1,7 @@
 """CuPy backend: 64 constituents of a jet per block, tiles of 16x16 pairs; gradients by constituents."""
 
+from typing import Any
+
 import numpy as np
 
 from .. import _cuda
@@ -29,7 +31,7 @@ def backward(gradient, p4, offsets, pairs, features, triangle, m2, grad_p4, *, o
 
 
 def _kernel(function, p4, wanted, m2):
-    macros = {
+    macros: dict[str, Any] = {
         "REAL": _cuda.REAL[p4.dtype.name],
         "FEATURES": sum(1 << FEATURES.index(name) for name in wanted),
         "REFERENCE": int(m2 == "reference" and "ln_m2" in wanted),
