@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -184,12 +184,12 @@ def execute(
     package = importlib.import_module(f"fasttag_kernels.{op}")
     if offsets_host is not None and offsets_host.dtype != np.int64:  # torch.compile could not trace this further out
         raise TypeError(f"{op}: offsets_host must be int64, got {offsets_host.dtype}; convert it")
-    with _place(op, backend, arguments[0], offsets_host, threads) as (view, keywords):
-        views = [view(argument) for argument in arguments]
-        known = [
-            offsets_host if name == "offsets" and offsets_host is not None else argument
-            for name, argument in zip(TABLE[op]["arguments"], views)
-        ]
+    place, view, keywords = _way(op, backend, arguments[0], offsets_host, threads)
+    with place:
+        views = known = [view(argument) for argument in arguments]
+        if offsets_host is not None:
+            known = list(views)
+            known[list(TABLE[op]["arguments"]).index("offsets")] = offsets_host
         package.check_values(*known)
         outs = [empty(shape, dtype=dtype) for shape, dtype in package.outputs(*arguments)]
         implementation(op, backend)(*views, *map(view, outs), **keywords)
@@ -211,7 +211,8 @@ def execute_backward(
     """
     names = list(TABLE[op]["arguments"])
     outs = []
-    with _place(op, backend, arguments[0], offsets_host, threads) as (view, keywords):
+    place, view, keywords = _way(op, backend, arguments[0], offsets_host, threads)
+    with place:
         for name in TABLE[op]["gradients"]:
             like = arguments[names.index(name)]
             outs.append(empty(tuple(like.shape), dtype=dtype_of(like)))
@@ -220,18 +221,16 @@ def execute_backward(
     return outs[0] if len(outs) == 1 else tuple(outs)
 
 
-@contextlib.contextmanager
-def _place(
+def _way(
     op: str, backend: str, array: Any, offsets_host: np.ndarray | None, threads: int
-) -> Iterator[tuple[Callable, dict[str, Any]]]:
-    """The device of `array`: how kernels see an array there, and the keywords they take."""
+) -> tuple[Any, Callable, dict]:
+    """How a backend is called: the device of `array` to be on, how it sees arrays, its keywords."""
     if RUNS_ON[backend] == "cpu":
-        yield _numpy_view, {"threads": threads}
-    else:
-        from . import _cuda
+        return contextlib.nullcontext(), _numpy_view, {"threads": threads}
+    from . import _cuda
 
-        with _cuda.on(array):
-            yield _cuda.view, {"offsets_host": offsets_host} if "offsets" in TABLE[op]["arguments"] else {}
+    keywords = {"offsets_host": offsets_host} if "offsets" in TABLE[op]["arguments"] else {}
+    return _cuda.on(array), _cuda.view, keywords
 
 
 def _numpy_view(argument: Any) -> Any:
