@@ -8,11 +8,11 @@ import numpy as np
 
 from fasttag_kernels import TABLE
 
-STATUS = {"numba": "cpu", "cuda": "cuda: compiled and emulated, not yet run on a GPU"}
+STATUS = {"numba": "cpu", "cuda": "compiled and emulated, not yet run on a GPU"}
 
 
 def backends() -> dict[str, dict[str, str]]:
-    """op -> backend -> the device it runs on, and whether it ever has."""
+    """op -> backend -> "cpu", or of a GPU backend whether it has ever run on one."""
     return {op: {name: STATUS[name] for name in row["backends"]} for op, row in TABLE.items()}
 
 

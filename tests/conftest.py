@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -28,6 +29,7 @@ def _gpu() -> bool:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     reasons = {
         "shared": "" if (SHARED / "data").is_dir() else "the shared data folder is not there",
+        "sanitizer": "" if shutil.which("g++") else "no g++",
         "peers": "" if PEERS.exists() else "no .venv-peers: run `make bench` once",
     }
     if any(item.get_closest_marker("gpu") for item in items) and os.environ.get("FASTTAG_REQUIRE_GPU") != "1":

@@ -11,7 +11,6 @@ import ctypes
 import functools
 import hashlib
 import re
-import shutil
 import subprocess
 import tempfile
 from pathlib import Path
@@ -135,11 +134,6 @@ def emulated(monkeypatch: Any) -> None:
     monkeypatch.setattr(_cuda, "on", lambda array: contextlib.nullcontext())
     monkeypatch.setattr(_cuda, "view", lambda array: array)
     monkeypatch.setattr(_dispatch, "call", call)
-
-
-def has_compiler() -> bool:
-    """Whether g++ is there."""
-    return shutil.which("g++") is not None
 
 
 def sanitizer_environment() -> dict[str, str]:

@@ -70,7 +70,7 @@ def test_a_kernel_that_spills_is_found():
     assert found["stores"] > 0 and found["loads"] > 0 and found["stack"] > 0
 
 
-@pytest.mark.skipif(not emulation.has_compiler(), reason="no g++")
+@pytest.mark.sanitizer
 def test_what_runs_is_what_was_compiled(monkeypatch):
     """The variants that the backends launch, threads per block included, are the rows of the READMEs."""
     emulation.emulated(monkeypatch)

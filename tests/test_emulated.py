@@ -23,10 +23,7 @@ from many_jets import assert_gpu_is_cpu
 ON_GPU = [op for op, row in TABLE.items() if "cuda" in row["backends"]]
 WITH_GRADIENT = [op for op in ON_GPU if TABLE[op]["backward"]]
 
-pytestmark = [
-    pytest.mark.sanitizer,
-    pytest.mark.skipif(not emulation.has_compiler(), reason="no g++"),
-]
+pytestmark = pytest.mark.sanitizer
 every_op = pytest.mark.parametrize("op", ON_GPU)
 every_case = pytest.mark.parametrize("case", CASES)
 every_dtype = pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -165,7 +162,6 @@ def test_a_hundred_thousand_jets(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(emulation.Settings.sanitize, reason="this is the run with sanitizers")
 def test_sanitized():
     """Everything above, with every read and write of the kernels checked."""
     command = [sys.executable, "-c", SANITIZED.format(path=str(Path(__file__)))]

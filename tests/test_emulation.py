@@ -13,7 +13,7 @@ import emulation
 from children import environment
 from fasttag_kernels import _cuda
 
-pytestmark = [pytest.mark.sanitizer, pytest.mark.skipif(not emulation.has_compiler(), reason="no g++")]
+pytestmark = pytest.mark.sanitizer
 
 KERNELS = {
     "reverse": """

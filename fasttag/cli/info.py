@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> None:
     print(f"compiled kernels are kept in: {CACHE_FOLDER or 'nowhere, no folder is writeable'}")
     print("operations:")
     for op, row in backends().items():
-        print(f"  {op:12s} " + ", ".join(f"{name} ({device})" for name, device in row.items()))
+        print(f"  {op:20s} " + ", ".join(f"{name} ({device})" for name, device in row.items()))
 
 
 def _cpu() -> str:

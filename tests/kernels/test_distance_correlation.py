@@ -482,7 +482,6 @@ def gpu(monkeypatch):
 
 def emulated(test):
     """Runs the CUDA backend on the host."""
-    test = pytest.mark.skipif(not emulation.has_compiler(), reason="no g++")(test)
     return pytest.mark.sanitizer(pytest.mark.usefixtures("gpu")(test))
 
 

@@ -316,11 +316,7 @@ def emulated(patch, x, k, **options):
     return knn(x, k, **options)
 
 
-def needs_compiler(test):
-    return pytest.mark.sanitizer(pytest.mark.skipif(not emulation.has_compiler(), reason="no g++")(test))
-
-
-@needs_compiler
+@pytest.mark.sanitizer
 @every_dtype
 @pytest.mark.parametrize("columns", [1, 2, 3, 7, 17, 18, 34, 64, 256])
 def test_cuda_has_every_k_and_number_of_columns(columns, dtype, monkeypatch):
@@ -332,7 +328,7 @@ def test_cuda_has_every_k_and_number_of_columns(columns, dtype, monkeypatch):
         assert (emulated(monkeypatch, x, k, offsets=offsets, periodic=periodic) == expected[:, :k]).all(), k
 
 
-@needs_compiler
+@pytest.mark.sanitizer
 @every_dtype
 @pytest.mark.parametrize("k", [8, 16, 32])
 def test_cuda_keeps_the_total_order(k, dtype, monkeypatch):
@@ -350,7 +346,7 @@ def test_cuda_keeps_the_total_order(k, dtype, monkeypatch):
             assert (emulated(monkeypatch, x, k, periodic=periodic) == expected).all()
 
 
-@needs_compiler
+@pytest.mark.sanitizer
 @every_dtype
 @pytest.mark.parametrize("n", [0, 1, 2, 31, 32, 33])
 def test_cuda_has_sets_of_any_size(n, dtype, monkeypatch):
@@ -358,7 +354,7 @@ def test_cuda_has_sets_of_any_size(n, dtype, monkeypatch):
     assert (emulated(monkeypatch, x, 4) == reference.knn(x, 4)).all()
 
 
-@needs_compiler
+@pytest.mark.sanitizer
 @every_dtype
 @pytest.mark.parametrize("columns", [2, 64])
 def test_cuda_agrees_with_the_cpu_on_many_jets(columns, dtype, monkeypatch):

@@ -445,11 +445,7 @@ def on_cuda(monkeypatch, *arguments, **options):
         return pairwise_features(*arguments, offsets_host=arguments[1], **options)
 
 
-needs_compiler = pytest.mark.skipif(not emulation.has_compiler(), reason="no g++")
-
-
 @pytest.mark.sanitizer
-@needs_compiler
 @every_dtype
 @pytest.mark.parametrize("triangle", ["full", "lower"])
 @pytest.mark.parametrize("m2", ["stable", "reference"])
@@ -471,7 +467,6 @@ def test_cuda_kernels_agree_with_the_cpu(dtype, triangle, m2, monkeypatch):
 
 
 @pytest.mark.sanitizer
-@needs_compiler
 @every_dtype
 def test_cuda_kernels_give_the_lower_half_of_what_is_full(dtype, monkeypatch):
     p4, offsets = CASES["mixed"]()
@@ -484,7 +479,6 @@ def test_cuda_kernels_give_the_lower_half_of_what_is_full(dtype, monkeypatch):
 
 
 @pytest.mark.sanitizer
-@needs_compiler
 @pytest.mark.parametrize("triangle", ["full", "lower"])
 @pytest.mark.parametrize("jets", [1023, 1024, 1025, 3000])
 def test_starts_of_jets_on_cuda(jets, triangle, monkeypatch):
@@ -498,7 +492,6 @@ def test_starts_of_jets_on_cuda(jets, triangle, monkeypatch):
 
 
 @pytest.mark.sanitizer
-@needs_compiler
 @every_dtype
 @pytest.mark.parametrize("triangle", ["full", "lower"])
 @pytest.mark.parametrize("m2", ["stable", "reference"])

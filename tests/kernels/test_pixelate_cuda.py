@@ -10,7 +10,7 @@ import problems
 from fasttag_kernels import _dispatch
 from fasttag_kernels.pixelate import CHANNELS, images, pixelate, reference
 
-pytestmark = [pytest.mark.sanitizer, pytest.mark.skipif(not emulation.has_compiler(), reason="no g++")]
+pytestmark = pytest.mark.sanitizer
 PLAIN = {"rotate": False, "flip": False}
 LENGTHS = [0, 1, 127, 31, 128, 0, 129, 33, 1000, 5]
 
