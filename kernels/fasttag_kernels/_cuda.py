@@ -79,10 +79,8 @@ def compiled(text: str, options: tuple[str, ...], architecture: int) -> tuple[by
 def _folder() -> Path:
     """Where CuPy keeps its own machine code; a folder of this process where nothing can be written there."""
     folder = Path(os.environ.get("CUPY_CACHE_DIR") or Path.home() / ".cupy" / "kernel_cache")
-    try:
+    with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        folder = Path()
     return folder if os.access(folder, os.W_OK) else Path(tempfile.mkdtemp(prefix="fasttag-"))
 
 

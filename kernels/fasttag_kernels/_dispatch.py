@@ -123,7 +123,7 @@ def backend_for(op: str, library: str, device: str) -> str:
     raise NotImplementedError(f"{op}: no kernel for {library} on {device}; there is {row}; move the arrays there")
 
 
-RUNS_ON = {"numba": "cpu", "cuda": "cuda", "triton": "cuda"}
+RUNS_ON = {"numba": "cpu", "torch": "cpu", "cuda": "cuda", "triton": "cuda"}
 
 
 def call(op: str, *arguments: Any, threads: int | None = None, offsets_host: Any = None) -> Any:
@@ -131,7 +131,8 @@ def call(op: str, *arguments: Any, threads: int | None = None, offsets_host: Any
 
     `offsets_host` is the argument `offsets` in NumPy: a GPU backend takes sizes from it and waits for nothing.
     An op with "saved" outputs has a last argument `needed`, filled in here: which gradient arguments require grad. It
-    returns its first output; the saved ones are for its `backward`, and empty where nothing needs them.
+    returns its first "returned" outputs (default: one), of which only the first has a gradient; the saved ones, all but
+    the first, are for its `backward`, and empty where nothing needs them.
     """
     library, device = library_of(arguments[0]), device_of(arguments[0])
     backend = backend_for(op, library or "", device)
@@ -152,8 +153,14 @@ def call(op: str, *arguments: Any, threads: int | None = None, offsets_host: Any
         empty = _cuda.empty
     if "saved" in TABLE[op]:
         arguments = (*arguments, [False] * len(TABLE[op]["gradients"]))
-        return execute(op, backend, arguments, offsets_host, threads, empty)[0]
+        return returned(op, execute(op, backend, arguments, offsets_host, threads, empty))
     return execute(op, backend, arguments, offsets_host, threads, empty)
+
+
+def returned(op: str, outs: tuple) -> Any:
+    """What the caller of an op with "saved" outputs gets of them."""
+    number = TABLE[op].get("returned", 1)
+    return outs[0] if number == 1 else outs[:number]
 
 
 def _on_host(op: str, offsets: Any, offsets_host: Any) -> np.ndarray | None:
@@ -186,7 +193,7 @@ def execute(
         raise TypeError(f"{op}: offsets_host must be int64, got {offsets_host.dtype}; convert it")
     place, view, keywords = _way(op, backend, arguments[0], offsets_host, threads)
     with place:
-        views = known = [view(argument) for argument in arguments]
+        views = known = [_views(view, argument) for argument in arguments]
         if offsets_host is not None:
             known = list(views)
             known[list(TABLE[op]["arguments"]).index("offsets")] = offsets_host
@@ -207,18 +214,26 @@ def execute_backward(
 ) -> Any:
     """The gradients in the arguments that the table names, given the gradient in the first output.
 
-    `arguments` are those of the op and then its saved outputs.
+    `arguments` are those of the op and then its saved outputs. The gradient in an argument that is None is empty, that
+    in a list is a list.
     """
     names = list(TABLE[op]["arguments"])
-    outs = []
     place, view, keywords = _way(op, backend, arguments[0], offsets_host, threads)
+
+    def new(like: Any) -> Any:
+        if isinstance(like, list | tuple):
+            return [new(one) for one in like]
+        return empty((0,) if like is None else tuple(like.shape), dtype=dtype_of(gradient if like is None else like))
+
     with place:
-        for name in TABLE[op]["gradients"]:
-            like = arguments[names.index(name)]
-            outs.append(empty(tuple(like.shape), dtype=dtype_of(like)))
+        outs = [new(arguments[names.index(name)]) for name in TABLE[op]["gradients"]]
         run = implementation(op, backend, "backward")
-        run(view(gradient), *map(view, arguments), *map(view, outs), **keywords)
+        run(view(gradient), *(_views(view, a) for a in arguments), *(_views(view, out) for out in outs), **keywords)
     return outs[0] if len(outs) == 1 else tuple(outs)
+
+
+def _views(view: Callable, argument: Any) -> Any:
+    return [view(one) for one in argument] if isinstance(argument, list | tuple) else view(argument)
 
 
 def _way(

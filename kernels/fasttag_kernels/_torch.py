@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch.autograd import forward_ad
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from ._dispatch import backend_for, execute, execute_backward
+from ._dispatch import backend_for, execute, execute_backward, returned
 from ._table import TABLE
 
 # CuPy's scratch memory is its own: a CUDA graph would write to it after others have got it
@@ -23,21 +24,28 @@ LAST = "Tensor? offsets_host, int threads"  # of every schema; offsets_host is o
 def call(op: str, arguments: tuple, offsets_host: np.ndarray | None, threads: int) -> Any:
     """Run an op on tensors; an input that needs a gradient which the op cannot give raises."""
     row = TABLE[op]
-    for name, argument in zip(row["arguments"], arguments):
-        if isinstance(argument, torch.Tensor) and forward_ad.unpack_dual(argument).tangent is not None:
+    tensors = [(name, x) for name, argument in zip(row["arguments"], arguments) for x in _tensors(argument)]
+    for name, tensor in tensors:
+        if forward_ad.unpack_dual(tensor).tangent is not None:
             raise NotImplementedError(f"{op}: {name} must not be a dual tensor, there is no forward mode; use backward")
     if torch.is_grad_enabled():
-        for name, argument in zip(row["arguments"], arguments):
-            if isinstance(argument, torch.Tensor) and argument.requires_grad and name not in row["gradients"]:
+        for name, tensor in tensors:
+            if tensor.requires_grad and name not in row["gradients"]:
                 able = ", ".join(row["gradients"]) or "none of its arguments"
                 raise RuntimeError(f"{op}: {name} must not require grad, it is differentiable in {able}; detach it")
     run = getattr(torch.ops.fasttag, op)
     last = (None if offsets_host is None else torch.from_numpy(offsets_host.copy()), threads)
     if "saved" not in row:
         return run(*arguments, *last)
-    values = dict(zip(row["arguments"], arguments))
-    needed = [torch.is_grad_enabled() and values[name].requires_grad for name in row["gradients"]]
-    return run(*arguments, needed, *last)[0]
+    wanted = {name for name, tensor in tensors if torch.is_grad_enabled() and tensor.requires_grad}
+    return returned(op, run(*arguments, [name in wanted for name in row["gradients"]], *last))
+
+
+def _tensors(argument: Any) -> list[torch.Tensor]:
+    """The tensors of an argument, which may be one, several or none."""
+    if isinstance(argument, list | tuple):
+        return [one for one in argument if isinstance(one, torch.Tensor)]
+    return [argument] if isinstance(argument, torch.Tensor) else []
 
 
 def _empty(shape: tuple, *, dtype: str) -> torch.Tensor:
@@ -82,7 +90,8 @@ def _register_gradient(op: str, row: dict[str, Any], arguments: str) -> None:
     arguments += "".join(f", Tensor {name}" for name in saved_names)
     names = list(row["arguments"])
     places = [names.index(name) for name in row["gradients"]]
-    returns = "Tensor" if len(places) == 1 else "(" + ", ".join(["Tensor"] * len(places)) + ")"
+    kinds = [row["arguments"][name].rstrip("?") for name in row["gradients"]]
+    returns = kinds[0] if len(places) == 1 else f"({', '.join(kinds)})"
     torch.library.define(f"fasttag::{op}_backward", f"(Tensor gradient, {arguments}, {LAST}) -> {returns}", tags=TAGS)
 
     @torch.library.impl(f"fasttag::{op}_backward", ("cpu", "cuda"))
@@ -93,7 +102,14 @@ def _register_gradient(op: str, row: dict[str, Any], arguments: str) -> None:
 
     @torch.library.register_fake(f"fasttag::{op}_backward")
     def _(gradient: torch.Tensor, *arguments: Any) -> Any:
-        outs = [torch.empty_like(arguments[place], memory_format=torch.contiguous_format) for place in places]
+        def new(like: Any) -> Any:
+            if isinstance(like, list | tuple):
+                return [new(one) for one in like]
+            if like is None:
+                return gradient.new_empty((0,))
+            return torch.empty_like(like, memory_format=torch.contiguous_format)
+
+        outs = [new(arguments[place]) for place in places]
         return outs[0] if len(outs) == 1 else tuple(outs)
 
     def setup(ctx: Any, inputs: tuple, output: Any) -> None:
@@ -101,18 +117,24 @@ def _register_gradient(op: str, row: dict[str, Any], arguments: str) -> None:
         extras = output[1:] if saved_names else ()
         ctx.mark_non_differentiable(*extras)
         values = [*rest, *extras, offsets_host, threads]
-        ctx.is_tensor = [isinstance(value, torch.Tensor) for value in values]
-        ctx.rest = [None if isinstance(value, torch.Tensor) else value for value in values]
-        ctx.save_for_backward(*(value for value in values if isinstance(value, torch.Tensor)))
+        flat, ctx.shape = tree_flatten(values)
+        ctx.is_tensor = [isinstance(value, torch.Tensor) for value in flat]
+        ctx.rest = [None if isinstance(value, torch.Tensor) else value for value in flat]
+        ctx.save_for_backward(*(value for value in flat if isinstance(value, torch.Tensor)))
 
     def backward(ctx: Any, gradient: torch.Tensor, *_: None) -> tuple:
         saved = iter(ctx.saved_tensors)
-        values = [next(saved) if is_tensor else value for is_tensor, value in zip(ctx.is_tensor, ctx.rest)]
+        flat = [next(saved) if is_tensor else value for is_tensor, value in zip(ctx.is_tensor, ctx.rest)]
+        values = tree_unflatten(flat, ctx.shape)
         found = getattr(torch.ops.fasttag, f"{op}_backward")(gradient, *values)
         found = (found,) if len(places) == 1 else found
         gradients: list[Any] = [None] * (len(values) - len(saved_names))
         for place, value in zip(places, found):
-            gradients[place] = value if ctx.needs_input_grad[place] else None
+            needs = ctx.needs_input_grad[place]
+            if isinstance(value, list | tuple):
+                gradients[place] = [one if need else None for one, need in zip(value, needs)]
+            else:
+                gradients[place] = value if needs else None
         return tuple(gradients)
 
     def no_double(ctx: Any, *_: Any) -> None:
