@@ -20,12 +20,14 @@ if TYPE_CHECKING:
     from .ops import (
         distance_correlation,
         distance_covariance,
+        gelu_layer_norm,
         jet_p4,
         kinematics,
         knn,
         pairwise_features,
         pixelate,
         segment,
+        segment_softmax,
     )
 
 __version__ = "0.3.0"
@@ -38,12 +40,14 @@ _LAZY = {
     "write": "io",
     "distance_correlation": "ops",
     "distance_covariance": "ops",
+    "gelu_layer_norm": "ops",
     "jet_p4": "ops",
     "kinematics": "ops",
     "knn": "ops",
     "pairwise_features": "ops",
     "pixelate": "ops",
     "segment": "ops",
+    "segment_softmax": "ops",
 }
 _MODULES = ("compat", "features", "io", "losses", "metrics", "models", "ops", "plots", "training")
 
@@ -58,6 +62,7 @@ __all__ = [
     "distance_correlation",
     "distance_covariance",
     "features",
+    "gelu_layer_norm",
     "get_threads",
     "io",
     "iter_read",
@@ -73,6 +78,7 @@ __all__ = [
     "plots",
     "read",
     "segment",
+    "segment_softmax",
     "set_threads",
     "training",
     "warmup",

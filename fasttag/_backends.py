@@ -42,6 +42,8 @@ def warmup(ops: Iterable[str] | None = None) -> None:
             "pairwise_features": (np.ones((4, 1), dtype), offsets),
             "pair_grid": (np.ones((1, 7, 1, 1), dtype), np.ones((1, 7, 1, 1), dtype)),
             "standardize": (one[None], offsets, 1),
+            "segment_softmax": (one, offsets),
+            "gelu_layer_norm": (one[None], one, one),
         }
         for name in names:
             getattr(functions, name)(*arguments[name])

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fasttag_kernels.distance_correlation import distance_correlation, distance_covariance
+from fasttag_kernels.gelu_layer_norm import gelu_layer_norm
 from fasttag_kernels.kinematics import Kinematics
 from fasttag_kernels.kinematics import kinematics as _kinematics
 from fasttag_kernels.knn import knn as _knn
@@ -15,6 +16,7 @@ from fasttag_kernels.pairwise_features import count_pairs
 from fasttag_kernels.pairwise_features import pairwise_features as _pairwise_features
 from fasttag_kernels.pixelate import pixelate as _pixelate
 from fasttag_kernels.segment import segment
+from fasttag_kernels.segment_softmax import segment_softmax
 from fasttag_kernels.standardize import standardize
 
 from . import interop
@@ -24,6 +26,7 @@ __all__ = [
     "Kinematics",
     "distance_correlation",
     "distance_covariance",
+    "gelu_layer_norm",
     "jet_p4",
     "kinematics",
     "knn",
@@ -32,6 +35,7 @@ __all__ = [
     "pairwise_features",
     "pixelate",
     "segment",
+    "segment_softmax",
     "standardize",
 ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,8 @@ import numpy as np
 
 from fasttag_kernels.distance_correlation import distance_correlation
 from fasttag_kernels.distance_correlation import reference as distance_correlation_reference
+from fasttag_kernels.gelu_layer_norm import gelu_layer_norm
+from fasttag_kernels.gelu_layer_norm import reference as gelu_layer_norm_reference
 from fasttag_kernels.kinematics import kinematics
 from fasttag_kernels.kinematics import reference as kinematics_reference
 from fasttag_kernels.knn import knn
@@ -22,8 +25,10 @@ from fasttag_kernels.pairwise_features import FEATURES, pairwise_features
 from fasttag_kernels.pairwise_features import reference as pairwise_features_reference
 from fasttag_kernels.pixelate import CHANNELS, pixelate
 from fasttag_kernels.pixelate import reference as pixelate_reference
+from fasttag_kernels.segment import REDUCTIONS, segment
 from fasttag_kernels.segment import reference as segment_reference
-from fasttag_kernels.segment import segment
+from fasttag_kernels.segment_softmax import reference as segment_softmax_reference
+from fasttag_kernels.segment_softmax import segment_softmax
 from fasttag_kernels.standardize import reference as standardize_reference
 from fasttag_kernels.standardize import standardize
 from tolerances import TOLERANCES
@@ -107,9 +112,22 @@ def _values(p4: np.ndarray, offsets: np.ndarray) -> tuple:
     return np.random.default_rng(2).normal(size=(p4.shape[1], 7)).astype(p4.dtype), offsets
 
 
+def _segment(values: Any, offsets: Any, **options: Any) -> tuple:
+    return tuple(segment(values, offsets, reduce=reduce, **options) for reduce in REDUCTIONS)
+
+
+def _segment_oracle(values: np.ndarray, offsets: np.ndarray) -> tuple:
+    return tuple(segment_reference.segment(values, offsets, reduce) for reduce in REDUCTIONS)
+
+
 def _segment_scale(values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """n/2 times the sum of the absolute values, n the constituents of the jet: n additions, half an ulp each."""
-    return (np.diff(offsets) / 2)[:, None] * segment_reference.segment(np.abs(values), offsets)
+    """n/2 times the sum of the absolute values, n the constituents of the jet: n additions, half an ulp each.
+
+    Of a mean the n-th part, and a division more; a maximum is exact.
+    """
+    counts = np.diff(offsets)[:, None]
+    sizes = segment_reference.segment(np.abs(values), offsets)
+    return np.stack([counts / 2 * sizes, (counts + 1) / 2 * sizes / np.maximum(counts, 1), 0 * sizes])
 
 
 def _pixelate(pt: Any, eta: Any, phi: Any, offsets: Any, kind: Any, **options: Any) -> Any:
@@ -190,11 +208,53 @@ def _grid_of_pairs(p4: np.ndarray, offsets: np.ndarray) -> tuple:
     return np.repeat(rows, 2, 2), np.concatenate([rows, np.roll(rows, 1, -1)], 2)
 
 
+def _segment_softmax_scale(values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """Rounding in the exponents |d| below 0, the row's and the mean of its jet's; of float64 also of n additions."""
+    p = segment_softmax_reference.segment_softmax(values, offsets)
+    scale = np.zeros(p.shape)
+    for a, b in itertools.pairwise(offsets):
+        below = np.abs(values[a:b] - values[a:b].max(0, initial=-np.inf))
+        scale[a:b] = p[a:b] * (below + (p[a:b] * below).sum(0) + (b - a if values.dtype == np.float64 else 0))
+    return scale
+
+
+DROPOUT = ({}, {"dropout": 0.3, "seed": 5 + (1 << 40), "layer": 2})
+
+
+def _hidden(p4: np.ndarray, offsets: np.ndarray) -> tuple:
+    rng = np.random.default_rng(4)
+    shapes = (p4.shape[1], 37), (37,), (37,)
+    return tuple((2 * rng.normal(size=shape) - 0.3).astype(p4.dtype) for shape in shapes)
+
+
+def _gelu_layer_norm(*arguments: Any, **options: Any) -> tuple:
+    return tuple(gelu_layer_norm(*arguments, **dropout, **options) for dropout in DROPOUT)
+
+
+def _gelu_layer_norm_oracle(*arguments: np.ndarray) -> tuple:
+    return tuple(gelu_layer_norm_reference.gelu_layer_norm(*arguments, **dropout) for dropout in DROPOUT)
+
+
+def _gelu_layer_norm_scale(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    """The bound of GELU and half an ulp of dropout, in the number itself, the mean and the variance; 3 products.
+
+    In float64 also up to C ulp that mean and variance lose.
+    """
+    scales = []
+    for dropout in DROPOUT:
+        normal, scale, z, _ = gelu_layer_norm_reference.normalised(x, **dropout)
+        ulps = 6.5 if x.dtype == np.float32 else 4.5 + 2 * x * x + x.shape[1]
+        error, size = scale * np.abs(z) * ulps, np.abs(normal)
+        mean, deviation = error.mean(1, keepdims=True), (size * error).mean(1, keepdims=True)
+        scales.append(np.abs(weight) * (error + mean + size * (deviation + 2)))
+    return np.stack(scales)
+
+
 OPS: dict[str, Op] = {
     "kinematics": Op(
         lambda p4, offsets: (p4,), kinematics, kinematics_reference.kinematics, _kinematics_scale, ragged=False
     ),
-    "segment": Op(_values, segment, segment_reference.segment, _segment_scale),
+    "segment": Op(_values, _segment, _segment_oracle, _segment_scale),
     "pad": Op(
         lambda p4, offsets: (p4, offsets),
         lambda values, offsets, **options: pad(values, offsets, 5001, **options),
@@ -233,6 +293,14 @@ OPS: dict[str, Op] = {
         lambda first, second: pair_grid_reference.pair_grid(first, second, 5),
         ragged=False,
     ),
+    "segment_softmax": Op(
+        _values,
+        segment_softmax,
+        segment_softmax_reference.segment_softmax,
+        _segment_softmax_scale,
+        of_jet=lambda output, offsets, j: output[offsets[j] : offsets[j + 1]],
+    ),
+    "gelu_layer_norm": Op(_hidden, _gelu_layer_norm, _gelu_layer_norm_oracle, _gelu_layer_norm_scale, ragged=False),
 }
 
 

@@ -98,24 +98,24 @@ def massive(case: str, dtype: str) -> tuple:
     return np.ascontiguousarray(p4, dtype), offsets
 
 
-def gradient_arguments(op: str, case: str, dtype: str) -> tuple:
-    """Arguments of the op as the table has them, its first output's gradient, and where offsets are."""
-    seen = {}
+def gradient_arguments(op: str, case: str, dtype: str) -> list[tuple]:
+    """Of each call that the op's case makes: its gradient, arguments as the table has them, offsets, what it saved."""
+    calls = []
 
     def call(name, *arguments, threads=None, offsets_host=None):
         if "saved" in TABLE[op]:
             arguments = (*arguments, [True] * len(TABLE[op]["gradients"]))
-        seen["arguments"], seen["offsets_host"] = arguments, offsets_host
         found = _dispatch.execute(name, "numba", arguments, None, 1, np.empty)
-        seen["outs"] = found if isinstance(found, tuple) else (found,)
+        outs = found if isinstance(found, tuple) else (found,)
+        out = np.asarray(outs[0])
+        gradient = np.random.default_rng(5).normal(size=out.shape).astype(out.dtype)
+        calls.append((gradient, arguments, offsets_host, outs[1:]))
         return found[0] if "saved" in TABLE[op] else found
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_dispatch, "call", call)
         run(op, OPS[op].arguments(*massive(case, dtype)))
-    out = np.asarray(seen["outs"][0])
-    gradient = np.random.default_rng(5).normal(size=out.shape).astype(out.dtype)
-    return gradient, seen["arguments"], seen["offsets_host"], seen["outs"][1:]
+    return calls
 
 
 @pytest.mark.parametrize("op", WITH_GRADIENT)
@@ -123,19 +123,33 @@ def gradient_arguments(op: str, case: str, dtype: str) -> tuple:
 @pytest.mark.parametrize("case", ["mixed", "no jets", "empty jets", "offsets above zero", "duplicates", "massive"])
 def test_gradient_agrees_with_the_cpu(op, dtype, case):
     """The CPU's gradients are checked against finite differences and oracles in kernels/test_gradients.py."""
-    gradient, arguments, offsets_host, saved = gradient_arguments(op, case, dtype)
-    expected = outputs_of(_dispatch.execute_backward(op, "numba", gradient, (*arguments, *saved), None, 1, np.empty))
-    if saved:
-        saved = _dispatch.execute(op, "cuda", arguments, offsets_host, 1, emulation.poisoned)[1:]
-    found = outputs_of(
-        _dispatch.execute_backward(op, "cuda", gradient, (*arguments, *saved), offsets_host, 1, emulation.poisoned)
-    )
-    # sums in float64 in both, in another order: rounding of the inputs' size, and once more to the dtype
-    tolerance = 1e-10 if dtype == "float64" else 1e-6
-    for a, b in zip(found, expected, strict=True):
-        assert a.shape == b.shape and a.dtype == b.dtype
-        size = np.abs(b[np.isfinite(b)]).max(initial=0.0)
-        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * size)
+    for gradient, arguments, offsets_host, saved in gradient_arguments(op, case, dtype):
+        expected = _dispatch.execute_backward(op, "numba", gradient, (*arguments, *saved), None, 1, np.empty)
+        if saved:
+            saved = _dispatch.execute(op, "cuda", arguments, offsets_host, 1, emulation.poisoned)[1:]
+        arguments = (*arguments, *saved)
+        found = _dispatch.execute_backward(op, "cuda", gradient, arguments, offsets_host, 1, emulation.poisoned)
+        # sums in float64 in both, in another order: rounding of the inputs' size, and once more to the dtype
+        tolerance = 1e-10 if dtype == "float64" else 1e-6
+        for a, b in zip(outputs_of(found), outputs_of(expected), strict=True):
+            assert a.shape == b.shape and a.dtype == b.dtype
+            size = np.abs(b[np.isfinite(b)]).max(initial=0.0)
+            np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * size)
+
+
+@every_dtype
+@pytest.mark.parametrize("channels", [1, 3, 33])
+def test_gradient_of_a_maximum_goes_to_the_first(dtype, channels):
+    """Ties, NaN and columns of -inf: to the bit what the CPU gives, whichever lane saw them."""
+    values = np.random.default_rng(6).integers(0, 3, (150, channels)).astype(dtype)
+    values[::7, 0] = np.nan
+    values[100:, -1] = -np.inf
+    offsets = np.array([2, 3, 3, 6, 100, 140])
+    gradient = np.arange(1, 5 * channels + 1, dtype=dtype).reshape(5, channels)
+    arguments = (values, offsets, "max")
+    expected = _dispatch.execute_backward("segment", "numba", gradient, arguments, None, 1, np.empty)
+    found = _dispatch.execute_backward("segment", "cuda", gradient, arguments, offsets, 1, emulation.poisoned)
+    assert same_bits(found, expected)
 
 
 def _many_jets(jets: int, monkeypatch) -> None:

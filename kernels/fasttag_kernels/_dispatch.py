@@ -14,7 +14,7 @@ from . import _threads
 from ._table import TABLE
 
 FLOATS = ("float32", "float64")
-
+_NAMES = {np.dtype(name): name for name in (*FLOATS, "int32", "int64")}  # NumPy takes 2 us to make a name
 
 _ARRAYS = (("numpy", "ndarray"), ("cupy", "ndarray"), ("torch", "Tensor"))
 
@@ -44,7 +44,7 @@ def dtype_of(array: Any) -> str:
     """The dtype's plain name, the same in all three libraries: "float32", "int64", ... (">f4" for swapped bytes)."""
     if library_of(array) == "torch":
         return str(array.dtype).removeprefix("torch.")
-    return array.dtype.name if array.dtype.isnative else array.dtype.str
+    return _NAMES.get(array.dtype) or (array.dtype.name if array.dtype.isnative else array.dtype.str)
 
 
 def check_arrays(op: str, **arrays: Any) -> str:
@@ -79,6 +79,19 @@ def check_integer(op: str, name: str, value: Any, least: int, hint: str) -> None
         raise TypeError(f"{op}: {name} must be an integer, got {value!r}; {hint}")
     if value < least:
         raise ValueError(f"{op}: {name} must be {least} or more, got {value}; {hint}")
+
+
+def check_dropout(op: str, dropout: Any, seed: Any, layer: Any) -> None:
+    """A probability below 1, and what fits into key and counter of Philox4x32."""
+    if not isinstance(dropout, (float, int)) or isinstance(dropout, bool):
+        raise TypeError(f"{op}: dropout must be a number, got {dropout!r}; 0.0 is none")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"{op}: dropout must lie in 0..1, 1 left out, got {dropout}; it is the part dropped")
+    for name, value, end in (("seed", seed, 1 << 63), ("layer", layer, 1 << 32)):
+        if isinstance(value, (bool, float)):  # not check_integer: torch.compile traces `seed` as a symbol
+            raise TypeError(f"{op}: {name} must be an integer, got {value!r}; convert it")
+        if value < 0 or value >= end:
+            raise ValueError(f"{op}: {name} must lie in 0..{end - 1}, got {value}; take it modulo {end}")
 
 
 def check_offsets(op: str, offsets: Any) -> None:

@@ -10,6 +10,7 @@ the dtype of the arguments when Numba compiles a caller. Bounds, asserted in tes
 | exp | 1.1 ulp | 1.2 ulp |
 | atan2 | 2 ulp of pi | 2 ulp of pi |
 | gelu | 6 ulp (torch: 1000 ulp at -3, where 1 + erf cancels) | 4 + 2 x^2 ulp, and a scalar call |
+| its derivative | 2e-7 | 1e-15 |
 """
 
 import math
@@ -200,7 +201,14 @@ def _gelu64(x):
 
 
 @helper
-def _gelu32(x):
+def _gelu_and_slope64(x):
+    below = 0.5 * math.erfc(-0.7071067811865476 * x)
+    return x * below, below + x * (0.3989422804014327 * _exp64(-0.5 * x * x))
+
+
+@helper
+def _tail32(x):
+    """Two factors of the probability beyond |x| of a normal distribution; the second is exp(-x^2 / 2)."""
     t = min(abs(x), float32(13.2))
     k = float32(1.0) / (float32(1.0) + float32(0.35) * t)
     u = float32(2.0) * k - float32(1.0)
@@ -215,8 +223,22 @@ def _gelu32(x):
     p = p * u + float32(0.2532442808151245)
     square = t * t
     lost = _fma32(t, t, -square)
-    tail = (x * p * k) * _exp32_sum(float32(-0.5) * square, float32(-0.5) * lost)  # x erfc(t / sqrt 2) / 2
+    return p * k, _exp32_sum(float32(-0.5) * square, float32(-0.5) * lost)
+
+
+@helper
+def _gelu32(x):
+    p, e = _tail32(x)
+    tail = (x * p) * e
     return tail if x < float32(0.0) else x - tail
+
+
+@helper
+def _gelu_and_slope32(x):
+    p, e = _tail32(x)
+    tail, beyond = (x * p) * e, p * e
+    below = beyond if x < float32(0.0) else float32(1.0) - beyond
+    return tail if x < float32(0.0) else x - tail, below + (x * float32(0.3989422804014327)) * e
 
 
 log = _by_dtype(_log32, _log64)
@@ -226,4 +248,6 @@ exp.__doc__ = "e^x; x is clamped where the result would leave the normal numbers
 atan2 = _by_dtype(_atan2_32, _atan2_64)
 atan2.__doc__ = "The angle of (x, y) in [-pi, pi]; 0 for x = y = 0. Finite arguments; x = -0.0 counts as 0."
 gelu = _by_dtype(_gelu32, _gelu64)
+gelu_and_slope = _by_dtype(_gelu_and_slope32, _gelu_and_slope64)
+gelu_and_slope.__doc__ = "gelu(x) and its derivative, Phi(x) + x phi(x) of the normal distribution, of finite x."
 gelu.__doc__ = "x (1 + erf(x / sqrt 2)) / 2 of finite x; below -14 it underflows (float32)."

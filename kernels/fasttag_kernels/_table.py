@@ -14,7 +14,7 @@ TABLE: dict[str, dict[str, Any]] = {
     "segment": {
         "backends": {"numba": "segment.numba_cpu:run", "cuda": "segment.cupy_cuda:run"},
         "backward": {"numba": "segment.numba_cpu:backward", "cuda": "segment.cupy_cuda:backward"},
-        "arguments": {"values": "Tensor", "offsets": "Tensor"},
+        "arguments": {"values": "Tensor", "offsets": "Tensor", "reduce": "str"},
         "returns": "Tensor",
         "gradients": ("values",),
         "paper": "Deep Sets, arXiv:1703.06114, Theorem 2; Energy Flow Networks, arXiv:1810.05165, eqs. (1.1) and (1.2)",
@@ -117,5 +117,29 @@ TABLE: dict[str, dict[str, Any]] = {
         "returns": "Tensor",
         "gradients": (),
         "paper": "Particle Transformer, arXiv:2202.03772, eq. (3)",
+    },
+    "segment_softmax": {
+        "backends": {"numba": "segment_softmax.numba_cpu:run"},
+        "backward": {"numba": "segment_softmax.numba_cpu:backward"},
+        "arguments": {"values": "Tensor", "offsets": "Tensor"},
+        "returns": "Tensor",
+        "gradients": ("values",),
+        "paper": "Graph attention, arXiv:1710.10903, eq. (3)",
+    },
+    "gelu_layer_norm": {
+        "backends": {"numba": "gelu_layer_norm.numba_cpu:run"},
+        "backward": {"numba": "gelu_layer_norm.numba_cpu:backward"},
+        "arguments": {
+            "x": "Tensor",
+            "weight": "Tensor",
+            "bias": "Tensor",
+            "eps": "float",
+            "dropout": "float",
+            "seed": "SymInt",
+            "layer": "int",
+        },
+        "returns": "Tensor",
+        "gradients": ("x", "weight", "bias"),
+        "paper": "GELU, arXiv:1606.08415, section 2; layer normalization, arXiv:1607.06450, eqs. (3) and (4)",
     },
 }

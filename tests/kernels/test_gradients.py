@@ -15,6 +15,8 @@ import fasttag
 from cases import CASES, OPS
 from fasttag_kernels import TABLE, _dispatch, _torch
 from fasttag_kernels.distance_correlation import distance_correlation, distance_covariance
+from fasttag_kernels.gelu_layer_norm import gelu_layer_norm
+from fasttag_kernels.gelu_layer_norm import reference as gelu_reference
 from fasttag_kernels.kinematics import kinematics, reference
 from fasttag_kernels.knn import knn
 from fasttag_kernels.pad import pad
@@ -22,7 +24,9 @@ from fasttag_kernels.pair_grid import pair_grid
 from fasttag_kernels.pairwise_features import FEATURES, pairwise_features
 from fasttag_kernels.pairwise_features import reference as pairwise_reference
 from fasttag_kernels.pixelate import pixelate
-from fasttag_kernels.segment import segment
+from fasttag_kernels.segment import REDUCTIONS, segment
+from fasttag_kernels.segment_softmax import reference as softmax_reference
+from fasttag_kernels.segment_softmax import segment_softmax
 from fasttag_kernels.standardize import standardize
 from tolerances import EPS32, EPS64
 
@@ -47,9 +51,10 @@ def test_gradcheck_kinematics():
     )
 
 
-def test_gradcheck_segment():
-    assert torch.autograd.gradcheck(lambda values: segment(values, OFFSETS), rows())
-    assert torch.autograd.gradcheck(lambda values: segment(values[:, 0], OFFSETS), rows())
+@pytest.mark.parametrize("reduce", REDUCTIONS)
+def test_gradcheck_segment(reduce):
+    assert torch.autograd.gradcheck(lambda values: segment(values, OFFSETS, reduce=reduce), rows())
+    assert torch.autograd.gradcheck(lambda values: segment(values[:, 0], OFFSETS, reduce=reduce), rows())
 
 
 @pytest.mark.parametrize("m2", ["stable", "reference"])
@@ -156,15 +161,88 @@ def test_rapidity_of_massless_particles_follows_eta():
 
 
 @every_dtype
-def test_segment_gradient(dtype, monkeypatch):
-    """Each row gets the gradient of its jet; rows outside of all jets get zero, whatever was in memory."""
+@pytest.mark.parametrize("reduce", REDUCTIONS)
+def test_segment_gradient(dtype, reduce, monkeypatch):
+    """What each row gets of its jet's gradient; rows outside of all jets get zero, whatever was in memory."""
     poison = lambda shape, dtype: torch.full(shape, torch.nan, dtype=getattr(torch, dtype))
     monkeypatch.setattr(_torch, "_empty", poison)
-    values = rows(dtype=getattr(torch, dtype))
+    values = torch.tensor([9.0, 1, 1, 5, 3, 7, 7, 9, 9], dtype=getattr(torch, dtype))
+    values = torch.stack([values, -values, values], 1).requires_grad_()
     gradient = torch.arange(9, dtype=values.dtype).reshape(3, 3) + 1
-    found = torch.autograd.grad(segment(values, OFFSETS, threads=2), values, gradient)[0]
-    jets = [None, 0, 0, 2, 2, 2, 2, None, None]
-    assert found.tolist() == [[0.0] * 3 if j is None else gradient[j].tolist() for j in jets]
+    found = torch.autograd.grad(segment(values, OFFSETS, reduce=reduce, threads=2), values, gradient)[0]
+    rising = [0, 1, 0, 0, 0, 1, 0, 0, 0]  # of ties the first, not half to each
+    shares = {
+        "sum": [[0, 1, 1, 1, 1, 1, 1, 0, 0]] * 3,
+        "mean": [[0, 1 / 2, 1 / 2, 1 / 4, 1 / 4, 1 / 4, 1 / 4, 0, 0]] * 3,
+        "max": [rising, [0, 1, 0, 0, 1, 0, 0, 0, 0], rising],
+    }
+    assert torch.equal(found, gradient[[0, 0, 0, 2, 2, 2, 2, 2, 2]] * torch.tensor(shares[reduce]).to(found).T)
+
+
+def test_gradcheck_segment_softmax():
+    assert torch.autograd.gradcheck(lambda values: segment_softmax(values, OFFSETS), rows())
+    assert torch.autograd.gradcheck(lambda values: segment_softmax(values[:, 0], OFFSETS), rows())
+
+
+@every_dtype
+@pytest.mark.parametrize("case", ["mixed", "empty jets", "offsets above zero", "longer than any block"])
+def test_segment_softmax_gradient_is_the_reference(case, dtype, monkeypatch):
+    poison = lambda shape, dtype: torch.full(shape, torch.nan, dtype=getattr(torch, dtype))
+    monkeypatch.setattr(_torch, "_empty", poison)
+    values, offsets = cases.arguments_of("segment_softmax", case, dtype)
+    values[offsets[0] : offsets[0] + 2, 0] = -np.inf
+    gradient = np.random.default_rng(7).normal(size=values.shape).astype(dtype)
+    tensor = torch.from_numpy(values.copy()).requires_grad_()
+    found = [
+        torch.autograd.grad(
+            segment_softmax(tensor, torch.from_numpy(offsets), threads=threads), tensor, torch.from_numpy(gradient)
+        )[0].numpy()
+        for threads in (1, 3)
+    ]
+    expected = softmax_reference.backward(gradient, values, offsets)
+    # the softmax is good to 10 ulp of itself and of the mean gradient, which is below 5; float32 rounds twice more
+    p = softmax_reference.segment_softmax(values, offsets)
+    bound = 60 * (EPS32 if dtype == "float32" else 100 * EPS64) * p
+    assert found[0].dtype == dtype and (np.abs(found[0] - expected) <= bound).all()
+    assert np.array_equal(*found)
+
+
+@pytest.mark.parametrize("dropout", cases.DROPOUT, ids=["", "dropout"])
+def test_gradcheck_gelu_layer_norm(dropout):
+    x, weight, bias = rows(), rows(1)[0].detach().clone().requires_grad_(), rows(2)[1].detach().clone().requires_grad_()
+    run = lambda *arguments: gelu_layer_norm(*arguments, **dropout, eps=1e-3)
+    assert torch.autograd.gradcheck(run, (x, weight, bias))
+    assert torch.autograd.gradcheck(
+        lambda x: run(x, weight.detach(), bias.detach()), x.detach().mT.contiguous().mT.requires_grad_()
+    )
+
+
+@every_dtype
+@pytest.mark.parametrize("dropout", cases.DROPOUT, ids=["", "dropout"])
+@pytest.mark.parametrize(("n", "columns"), [(0, 5), (1, 1), (17, 37), (1100, 64)])
+def test_gelu_layer_norm_gradient_is_the_reference(n, columns, dropout, dtype, monkeypatch):
+    """The same bits for any number of threads: gradients of weights are summed block by block."""
+    poison = lambda shape, dtype: torch.full(shape, torch.nan, dtype=getattr(torch, dtype))
+    monkeypatch.setattr(_torch, "_empty", poison)
+    rng = np.random.default_rng(7)
+    arrays = [(2 * rng.normal(size=shape)).astype(dtype) for shape in ((n, columns), (columns,), (columns,))]
+    gradient = rng.normal(size=(n, columns)).astype(dtype)
+    tensors = [torch.from_numpy(array).requires_grad_() for array in arrays]
+    found = [
+        torch.autograd.grad(gelu_layer_norm(*tensors, **dropout, threads=threads), tensors, torch.from_numpy(gradient))
+        for threads in (1, 3)
+    ]
+    assert all(torch.equal(a, b) for a, b in zip(*found))
+    expected = gelu_reference.backward(gradient, *arrays[:2], **dropout)
+    # 4 ulp of the terms, in which the slope of GELU counts as at least 1; a variance in float64 loses up to C ulp
+    normal, scale, _, slope = gelu_reference.normalised(arrays[0], **dropout)
+    g, normal = np.abs(gradient * arrays[1]), np.abs(normal)
+    across = g + (g.sum(1, keepdims=True) + normal * (g * normal).sum(1, keepdims=True)) / columns
+    sizes = (np.abs(slope) + (slope != 0)) * scale * across, (np.abs(gradient) * (normal + 1)).sum(0)
+    bound = 4 * EPS32 if dtype == "float32" else (4 + columns) * EPS64
+    for a, b, size in zip(found[0], expected, (*sizes, sizes[1]), strict=True):
+        a = a.numpy()
+        assert a.dtype == dtype and a.shape == b.shape and (np.abs(a - b) <= bound * size).all()
 
 
 def seven(p4):
@@ -182,7 +260,7 @@ def arguments_of(op):
     settings = [5, 0.8, "centroid", True, True, True, True]
     return {
         "kinematics": [(p4,), (massive(0),)],
-        "segment": [(rows(), OFFSETS), (rows(0), torch.zeros(1, dtype=torch.int64))],
+        "segment": [(rows(), OFFSETS, "max"), (rows(0), torch.zeros(1, dtype=torch.int64), "mean")],
         "pad": [(p4.detach(), OFFSETS, 5, False), (p4.detach(), OFFSETS, 2, True)],
         "pixelate": [
             (pt, eta, phi, OFFSETS, None, *settings, ["pt"], "float64"),
@@ -201,6 +279,11 @@ def arguments_of(op):
         "standardize": [
             (p4.detach(), OFFSETS, None, None, None, None, None, 5, False),
             (p4.detach(), OFFSETS, *torch.ones(5, 4, dtype=p4.dtype), 5, True),
+        ],
+        "segment_softmax": [(rows(), OFFSETS), (rows(0), torch.zeros(1, dtype=torch.int64))],
+        "gelu_layer_norm": [
+            (rows(), *rows(2).detach(), 1e-5, 0.0, 0, 0),
+            (rows(0), *(row.clone().requires_grad_() for row in rows(2).detach()), 1e-5, 0.1, 1 << 40, 3),
         ],
     }[op]
 
@@ -243,11 +326,15 @@ def test_no_gradient_raises_by_name(op):
     run(rows().detach())
 
 
+WEIGHTS = rows(2).detach()
+
 DIFFERENTIABLE = {
     "kinematics": (massive, lambda p4: kinematics(p4).mass),
     "segment": (rows, lambda values: segment(values, OFFSETS)),
     "distance_correlation": (rows, lambda values: distance_correlation(values[:, 0], values[:, 1])),
     "pairwise_features": (massive, lambda p4: pairwise_features(p4, OFFSETS, features=("dot",))),
+    "segment_softmax": (rows, lambda values: segment_softmax(values, OFFSETS)),
+    "gelu_layer_norm": (rows, lambda values: gelu_layer_norm(values, *WEIGHTS)),
 }
 
 
@@ -288,7 +375,11 @@ JETS = fasttag.Jets(massive().detach(), OFFSETS)  # made outside: checking offse
 
 COMPILED = {
     "kinematics": lambda p4, weights: tuple(kinematics(p4)),
-    "segment": lambda p4, weights: (segment(p4.T, OFFSETS), segment(p4[0], OFFSETS)),
+    "segment": lambda p4, weights: (
+        segment(p4.T, OFFSETS),
+        segment(p4[0], OFFSETS, reduce="mean"),
+        segment(p4.T, OFFSETS, reduce="max"),
+    ),
     "pad": lambda p4, weights: pad(p4.detach(), OFFSETS, 5),
     "pixelate": lambda p4, weights: (pixelate(*p4.detach()[:3], OFFSETS, npix=5),),
     "knn": lambda p4, weights: (knn(p4.detach().T, 3, offsets=OFFSETS, periodic=1), knn(p4.detach().T, 3)),
@@ -303,6 +394,11 @@ COMPILED = {
     ),
     "pair_grid": lambda p4, weights: (pair_grid(seven(p4).mT, seven(p4)),),
     "standardize": lambda p4, weights: (standardize(p4.detach(), OFFSETS, 5, scale=p4.detach()[:, 0]),),
+    "segment_softmax": lambda p4, weights: (segment_softmax(p4.T, OFFSETS)[:, 0], segment_softmax(p4[0], OFFSETS)),
+    "gelu_layer_norm": lambda p4, weights: (
+        gelu_layer_norm(p4, *p4[:2].detach()),
+        gelu_layer_norm(p4, *p4[:2].detach(), dropout=0.5, seed=9, layer=1),
+    ),
     "tagger": lambda p4, weights: (tagger(p4, weights),),
 }
 

@@ -33,6 +33,18 @@ def _gelu(first, last, x, out):
 
 
 @kernel
+def _gelu_of_both(first, last, x, out):
+    for i in range(first, last):
+        out[i], _ = _math.gelu_and_slope(x[i])
+
+
+@kernel
+def _slope(first, last, x, out):
+    for i in range(first, last):
+        _, out[i] = _math.gelu_and_slope(x[i])
+
+
+@kernel
 def _atan2(first, last, y, x, out):
     for i in range(first, last):
         out[i] = _math.atan2(y[i], x[i])
@@ -58,6 +70,10 @@ def ulps(error, truth, dtype=np.float64):
 
 def gelu(x):
     return x * mpmath.erfc(-x / mpmath.sqrt(2)) / 2
+
+
+def slope(x):
+    return mpmath.erfc(-x / mpmath.sqrt(2)) / 2 + x * mpmath.npdf(x)
 
 
 TINY, HUGE = np.finfo(float).tiny, np.finfo(float).max
@@ -126,6 +142,17 @@ def test_gelu_in_float64():
     assert ulps(error / (4 + 2 * x * x), truth) <= 1
 
 
+@pytest.mark.parametrize(("dtype", "bound"), [("float32", 2e-7), ("float64", 1e-15)])
+def test_slope_of_gelu(dtype, bound):
+    x = np.concatenate([RNG.uniform(-36, 36, 4000), RNG.normal(size=8000)]).astype(dtype)
+    assert np.abs(errors(_slope, slope, x)[0]).max() <= bound
+    assert evaluated(_slope, np.array([0, 40, -40, 1e30, -1e30], dtype)).tolist() == pytest.approx(
+        [0.5, 1, 0, 1, 0], abs=1e-7
+    )
+    of_both, alone = evaluated(_gelu_of_both, x), evaluated(_gelu, x)
+    assert np.array_equal(of_both, alone) if dtype == "float32" else np.abs(of_both / alone - 1).max() <= 3e-16
+
+
 ANGLES = RNG.uniform(-np.pi, np.pi, 10_000)
 OCTANTS = [np.sqrt(2) - 1, np.sqrt(2) + 1, 1, -1]
 ATANS = {
@@ -172,7 +199,7 @@ function = _math.NAME
 @numba.njit(nogil=True, error_model="numpy", fastmath=_numba.FASTMATH)
 def loop(first, last, x, out):
     for i in range(first, last):
-        out[i] = function(ARGUMENTS)
+        out[i] = RESULT
 x = typeof(np.ones(1, np.float32))
 loop.compile((types.int64, types.int64, x, x))
 print(*loop.inspect_asm().values())
@@ -180,10 +207,13 @@ print(*loop.inspect_asm().values())
 
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="looks at x86-64 instructions")
-@pytest.mark.parametrize(("name", "terms"), [("log", 8), ("exp", 4), ("gelu", 12), ("atan2", 5)])
+@pytest.mark.parametrize(
+    ("name", "terms"), [("log", 8), ("exp", 4), ("gelu", 12), ("gelu_and_slope", 14), ("atan2", 5)]
+)
 def test_float32_is_packed(name, terms, tmp_path):
     """For a CPU with AVX2: eight at a time, every multiplication of the polynomial fused, no call."""
-    code = FUNCTIONS.replace("NAME", name).replace("ARGUMENTS", "x[i], x[i]" if name == "atan2" else "x[i]")
+    result = {"atan2": "function(x[i], x[i])", "gelu_and_slope": "sum(function(x[i]))"}.get(name, "function(x[i])")
+    code = FUNCTIONS.replace("NAME", name).replace("RESULT", result)
     assembly = python(code, NUMBA_CPU_NAME="znver3", NUMBA_CPU_FEATURES="", NUMBA_CACHE_DIR=tmp_path)
     assert len(re.findall(r"^\s+vfn?m(?:add|sub)\w+ps\s.*%ymm", assembly, re.MULTILINE)) >= terms
     assert not re.search(r"(?:call\w*|jmp|movabsq)\s+\$?(?:log|exp|erf|fma|atan2?)\w*", assembly)

@@ -7,21 +7,29 @@ from .. import _cuda
 THREADS = 128
 
 
-def run(values, offsets, out, *, offsets_host):
-    kernel = _cuda.kernel("segment/kernel.cu", "segment_sum", REAL=_cuda.REAL[values.dtype.name])
+def run(values, offsets, reduce, out, *, offsets_host):
     jets, channels = out.shape
-    _cuda.launch(kernel, _blocks(jets), THREADS, *_cuda.inputs(values, offsets), jets, channels, _width(channels), out)
+    arguments = (*_cuda.inputs(values, offsets), jets, channels, _width(channels))
+    if reduce == "max":
+        _launch("segment_max", jets, *arguments, out)
+    else:
+        _launch("segment_sum", jets, *arguments, np.int32(reduce == "mean"), out)
 
 
-def backward(gradient, values, offsets, grad_values, *, offsets_host):
-    kernel = _cuda.kernel("segment/kernel.cu", "segment_spread", REAL=_cuda.REAL[gradient.dtype.name])
+def backward(gradient, values, offsets, reduce, grad_values, *, offsets_host):
     jets, channels = gradient.shape
     sizes = (jets, values.shape[0], channels, _width(channels))
-    _cuda.launch(kernel, _blocks(max(jets, 1)), THREADS, *_cuda.inputs(gradient, offsets), *sizes, grad_values)
+    if reduce == "max":
+        arrays = _cuda.inputs(gradient, values, offsets)
+        _launch("segment_to_largest", max(jets, 1), *arrays, *sizes, grad_values)
+    else:
+        arrays = _cuda.inputs(gradient, offsets)
+        _launch("segment_spread", max(jets, 1), *arrays, *sizes, np.int32(reduce == "mean"), grad_values)
 
 
-def _blocks(jets):
-    return -(jets * 32 // -THREADS)
+def _launch(function, warps, *arguments):
+    kernel = _cuda.kernel("segment/kernel.cu", function, REAL=_cuda.REAL[arguments[-1].dtype.name])
+    _cuda.launch(kernel, -(warps * 32 // -THREADS), THREADS, *arguments)
 
 
 def _width(channels):
