@@ -175,6 +175,37 @@ def _weaver_pairs(folder: Path, length: int | None, batch: int = 1, gradient: bo
     return gradients if gradient else lambda: tuple(pairwise_lv_fts_pp(x[..., None], x[:, :, None]) for x in blocks)
 
 
+def _weaver_pair_embed(folder: Path, weights: int, train: bool) -> Callable[[], Any]:
+    """PairEmbed on real pairs, jets padded to the longest; train: batch statistics and the gradients of sum y^2."""
+    import torch
+    from weaver.nn.model.ParticleTransformer import PairEmbed
+
+    torch.set_num_threads(1)
+    network = [torch.from_numpy(np.load(folder / f"weights{i}.npy")) for i in range(weights)]
+    running = [torch.from_numpy(np.load(folder / f"running{i}.npy")) for i in range(weights // 2 + 1)]
+    dims = [len(matrix) for matrix in network[2::4]]
+    model = PairEmbed(4, 0, dims, use_pre_activation_pair=False).to(network[0].dtype).train(train)
+    parameters = list(model.embed.parameters())
+    buffers = [b for b in model.embed.buffers() if b.ndim]
+    with torch.no_grad():
+        for there, value in zip((*parameters, *buffers), (*network, *running), strict=True):
+            there.copy_(value.view_as(there))
+    jets = np.split(np.load(folder / "p4.npy"), np.load(folder / "offsets.npy")[1:-1], axis=1)
+    length = max(jet.shape[1] for jet in jets)
+    x, mask = torch.zeros(len(jets), 4, length, dtype=network[0].dtype), torch.zeros(len(jets), 1, length)
+    for row, real, jet in zip(x, mask, jets):
+        row[:, : jet.shape[1]], real[:, : jet.shape[1]] = torch.from_numpy(jet), 1
+
+    def run() -> tuple:
+        with torch.no_grad():
+            return (model(x, mask=mask),)
+
+    def step() -> tuple:
+        return torch.autograd.grad(model(x, mask=mask).square().sum(), parameters)
+
+    return step if train else run
+
+
 TASKS = {
     "energyflow": _energyflow_pixelate,
     "pandas_write": _pandas_write,
@@ -183,6 +214,7 @@ TASKS = {
     "scipy_knn": _scipy_knn,
     "dcor": _dcor,
     "weaver_pairs": _weaver_pairs,
+    "weaver_pair_embed": _weaver_pair_embed,
     "weaver": _weaver,
     "energyflow_coordinates": _energyflow_coordinates,
 }

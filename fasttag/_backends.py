@@ -32,6 +32,8 @@ def warmup(ops: Iterable[str] | None = None) -> None:
     for dtype in (np.float32, np.float64):
         one = np.ones(1, dtype)
         many = np.ones(300, dtype)  # more than distance_correlation takes pair by pair
+        four = one.repeat(4)
+        layers = [four[None], one, one, one, one[None], one, one, one]
         arguments: dict[str, tuple] = {
             "kinematics": (np.ones((4, 1), dtype),),
             "segment": (one, offsets),
@@ -44,6 +46,7 @@ def warmup(ops: Iterable[str] | None = None) -> None:
             "standardize": (one[None], offsets, 1),
             "segment_softmax": (one, offsets),
             "gelu_layer_norm": (one[None], one, one),
+            "pair_bias": (np.ones((4, 1), dtype), offsets, [four, four, *layers], [four, four, one, one, one, one]),
         }
         for name in names:
             getattr(functions, name)(*arguments[name])

@@ -11,6 +11,7 @@ from fasttag_kernels.kinematics import Kinematics
 from fasttag_kernels.kinematics import kinematics as _kinematics
 from fasttag_kernels.knn import knn as _knn
 from fasttag_kernels.pad import pad
+from fasttag_kernels.pair_bias import pair_bias as _pair_bias
 from fasttag_kernels.pair_grid import pair_grid
 from fasttag_kernels.pairwise_features import count_pairs
 from fasttag_kernels.pairwise_features import pairwise_features as _pairwise_features
@@ -31,6 +32,7 @@ __all__ = [
     "kinematics",
     "knn",
     "pad",
+    "pair_bias",
     "pair_grid",
     "pairwise_features",
     "pixelate",
@@ -93,6 +95,14 @@ def pairwise_features(jets: Any, *arrays: Any, **options: Any) -> Any:
         )
     pairs = count_pairs(jets.offsets_host, options.get("triangle", "full"))
     return _pairwise_features(jets.p4, jets.offsets, **{"pairs": pairs, "offsets_host": jets.offsets_host, **options})
+
+
+@_documented(_pair_bias, "p4, offsets and, from its `offsets_host`, pairs")
+def pair_bias(jets: Any, *arrays: Any, **options: Any) -> Any:
+    if not isinstance(jets, Jets):
+        return _pair_bias(jets, *arrays, **options)
+    pairs = count_pairs(jets.offsets_host, "full")
+    return _pair_bias(jets.p4, jets.offsets, *arrays, **{"pairs": pairs, "offsets_host": jets.offsets_host, **options})
 
 
 def jet_p4(jets: Jets, *, threads: int | None = None) -> Any:

@@ -19,6 +19,8 @@ from fasttag_kernels.knn import knn
 from fasttag_kernels.knn import reference as knn_reference
 from fasttag_kernels.pad import pad
 from fasttag_kernels.pad import reference as pad_reference
+from fasttag_kernels.pair_bias import pair_bias
+from fasttag_kernels.pair_bias import reference as pair_bias_reference
 from fasttag_kernels.pair_grid import pair_grid
 from fasttag_kernels.pair_grid import reference as pair_grid_reference
 from fasttag_kernels.pairwise_features import FEATURES, pairwise_features
@@ -250,6 +252,27 @@ def _gelu_layer_norm_scale(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) 
     return np.stack(scales)
 
 
+def pair_network(widths: tuple = (20, 17, 3), seed: int = 4, dtype: str = "float64") -> tuple[list, list]:
+    """weights and running of `pair_bias`; statistics are about those of features of jets."""
+    rng = np.random.default_rng(seed)
+    weights, running, below = [rng.uniform(0.5, 1.5, 4), rng.normal(0, 0.2, 4)], [-np.ones(4), np.full(4, 3.0)], 4
+    for width in widths:
+        weights += [rng.normal(0, below**-0.5, (width, below)), rng.normal(0, 0.2, width)]
+        weights += [rng.uniform(0.5, 1.5, width), rng.normal(0, 0.2, width)]
+        running += [rng.normal(0, 0.3, width), rng.uniform(0.5, 2, width)]
+        below = width
+    return [w.astype(dtype) for w in weights], [r.astype(dtype) for r in running]
+
+
+def _with_network(p4: np.ndarray, offsets: np.ndarray) -> tuple:
+    weights, running = pair_network(dtype=p4.dtype.name)
+    return *_short_jets(p4, offsets), *weights, *running
+
+
+def _lists(arrays: tuple) -> tuple[list, list]:
+    return list(arrays[:14]), list(arrays[14:])
+
+
 OPS: dict[str, Op] = {
     "kinematics": Op(
         lambda p4, offsets: (p4,), kinematics, kinematics_reference.kinematics, _kinematics_scale, ragged=False
@@ -301,6 +324,13 @@ OPS: dict[str, Op] = {
         of_jet=lambda output, offsets, j: output[offsets[j] : offsets[j + 1]],
     ),
     "gelu_layer_norm": Op(_hidden, _gelu_layer_norm, _gelu_layer_norm_oracle, _gelu_layer_norm_scale, ragged=False),
+    "pair_bias": Op(
+        _with_network,
+        lambda p4, offsets, *network, **options: pair_bias(p4, offsets, *_lists(network), **options),
+        lambda p4, offsets, *network: pair_bias_reference.pair_bias(p4, offsets, *_lists(network)),
+        lambda p4, offsets, *network: pair_bias_reference.rounding_scale(p4, offsets, *_lists(network)),
+        of_jet=_pairs_of_jet,
+    ),
 }
 
 

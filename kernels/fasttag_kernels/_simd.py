@@ -6,10 +6,14 @@ Operations are rounded one by one in kernels compiled with `_numba.exact`.
 
 import operator
 
+import numba
 from llvmlite import ir
+from llvmlite.binding import get_host_cpu_features
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, overload, register_model
+
+from ._numba import helper
 
 LANES = 16
 
@@ -170,3 +174,60 @@ def _abs(typing, a):
 def _(a):
     if isinstance(a, Vector):
         return lambda a: _abs(a)
+
+
+# a block of a product, so many rows and vectors of 64 bytes: 16 of 32 registers, or 8 of 16 of half the size
+_HAS_512 = numba.config.CPU_NAME is None and get_host_cpu_features().get("avx512f", False)
+ROWS, WIDTH = (8, 2) if _HAS_512 else (4, 1)
+
+
+@intrinsic
+def _block(typing, a, b, start, out, row, column, depth):
+    """The part of `multiply` that begins at out[row, column]."""
+
+    def generate(context, builder, signature, arguments):
+        kinds, (a_, b_, start_, out_, first, at, count) = signature.args, arguments
+        lanes, align = 512 // out.dtype.bitwidth, out.dtype.bitwidth // 8
+        vector = ir.VectorType(context.get_data_type(out.dtype), lanes)
+        lane = lambda i: ir.Constant(first.type, i)
+        rows = [builder.add(first, lane(r)) for r in range(ROWS)]
+        columns = [builder.add(at, lane(lanes * w)) for w in range(WIDTH)]
+        factors = context.make_array(kinds[0])(context, builder, a_)
+        numbers = context.make_array(kinds[2])(context, builder, start_)
+
+        def spread(value):
+            one = builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.Constant(ir.IntType(32), 0))
+            return builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes))
+
+        sums = []
+        for r in rows:
+            value = spread(builder.load(cgutils.get_item_pointer(context, builder, kinds[2], numbers, [r])))
+            sums.append([cgutils.alloca_once_value(builder, value) for _ in columns])
+        name = f"llvm.fma.v{lanes}f{out.dtype.bitwidth}"
+        fma = cgutils.get_or_insert_function(builder.module, ir.FunctionType(vector, [vector] * 3), name)
+        with cgutils.for_range(builder, count) as loop:
+            k = loop.index
+            right = [builder.load(pointer(context, builder, kinds[1], b_, k, c, lanes), align=align) for c in columns]
+            for r, line in zip(rows, sums):
+                place = cgutils.get_item_pointer(context, builder, kinds[0], factors, [r, k])
+                left = spread(builder.load(place))
+                for total, value in zip(line, right):
+                    builder.store(builder.call(fma, [left, value, builder.load(total)]), total)
+        for r, line in zip(rows, sums):
+            for c, total in zip(columns, line):
+                builder.store(builder.load(total), pointer(context, builder, kinds[3], out_, r, c, lanes), align=align)
+        return context.get_dummy_value()
+
+    return types.void(a, b, start, out, types.int64, types.int64, types.int64), generate
+
+
+@helper
+def multiply(a, b, start, out, rows, columns, depth):
+    """out[r, c] = start[r] + sum over k < depth of a[r, k] b[k, c], summed in the order of k.
+
+    Rows and columns are rounded up to multiples of 8 and 128 bytes, and must be there.
+    """
+    step = WIDTH * 64 // out.itemsize
+    for column in range(0, columns, step):
+        for row in range(0, (rows + 7) // 8 * 8, ROWS):
+            _block(a, b, start, out, row, column, depth)

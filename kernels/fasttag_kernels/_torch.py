@@ -116,6 +116,7 @@ def _register_gradient(op: str, row: dict[str, Any], arguments: str) -> None:
         *rest, offsets_host, threads = inputs
         extras = output[1:] if saved_names else ()
         ctx.mark_non_differentiable(*extras)
+        ctx.set_materialize_grads(False)  # no zeros for the extras, which can be large
         values = [*rest, *extras, offsets_host, threads]
         flat, ctx.shape = tree_flatten(values)
         ctx.is_tensor = [isinstance(value, torch.Tensor) for value in flat]
@@ -126,9 +127,13 @@ def _register_gradient(op: str, row: dict[str, Any], arguments: str) -> None:
         saved = iter(ctx.saved_tensors)
         flat = [next(saved) if is_tensor else value for is_tensor, value in zip(ctx.is_tensor, ctx.rest)]
         values = tree_unflatten(flat, ctx.shape)
+        inputs = [*values[: len(names)], *values[-2:]]
+        lists = [isinstance(value, list | tuple) and bool(_tensors(value)) for value in inputs]
+        gradients: list[Any] = [[None] * len(value) if many else None for value, many in zip(inputs, lists)]
+        if gradient is None:
+            return tuple(gradients)
         found = getattr(torch.ops.fasttag, f"{op}_backward")(gradient, *values)
         found = (found,) if len(places) == 1 else found
-        gradients: list[Any] = [None] * (len(values) - len(saved_names))
         for place, value in zip(places, found):
             needs = ctx.needs_input_grad[place]
             if isinstance(value, list | tuple):

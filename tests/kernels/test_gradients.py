@@ -20,6 +20,7 @@ from fasttag_kernels.gelu_layer_norm import reference as gelu_reference
 from fasttag_kernels.kinematics import kinematics, reference
 from fasttag_kernels.knn import knn
 from fasttag_kernels.pad import pad
+from fasttag_kernels.pair_bias import pair_bias
 from fasttag_kernels.pair_grid import pair_grid
 from fasttag_kernels.pairwise_features import FEATURES, pairwise_features
 from fasttag_kernels.pairwise_features import reference as pairwise_reference
@@ -73,6 +74,20 @@ def test_gradcheck_pairwise_features(triangle, m2):
     assert torch.autograd.gradcheck(lambda flat: run(flat.T), massive().detach().T.clone().requires_grad_())
     found = pairwise_features(p4 := massive(), OFFSETS, features=("ln_m2",), triangle=triangle, m2=m2)
     assert not torch.autograd.grad(found[0, ~different].sum(), p4)[0].any()
+
+
+@pytest.mark.parametrize("statistics", ["running", "batch"])
+@pytest.mark.parametrize("options", [{}, {"last_activation": True, "ordered": True}, {"remove_self_pair": True}])
+def test_gradcheck_pair_bias(statistics, options):
+    """In weights; in p4 without pairs i = j, whose ln_m2 has the derivative 0 by definition."""
+    weights, running = network()
+
+    def run(p4, *weights):
+        found = pair_bias(p4, OFFSETS, list(weights), running, statistics=statistics, **options)
+        return found if statistics == "running" else found[0]
+
+    without_self = "remove_self_pair" in options
+    assert torch.autograd.gradcheck(run, (massive().requires_grad_(without_self), *weights))
 
 
 def gradient_of_reference(gradient, p4, offsets, triangle):
@@ -252,6 +267,12 @@ def seven(p4):
     return torch.cat([p4, torch.stack([pt, rapidity, phi])])[None, :, None]
 
 
+def network():
+    """weights, which require grad, and running of pair_bias, with 3 heads."""
+    weights, running = cases.pair_network((5, 3))
+    return [torch.from_numpy(w).requires_grad_() for w in weights], [torch.from_numpy(r) for r in running]
+
+
 def arguments_of(op):
     """Arguments of torch.ops.fasttag.<op> without `offsets_host` and `threads`."""
     p4 = massive()
@@ -275,6 +296,10 @@ def arguments_of(op):
             (p4, OFFSETS, 20, list(FEATURES), "full", "stable"),
             (p4, OFFSETS, 13, ["ln_m2", "ln_kt"], "lower", "reference"),
         ],
+        "pair_bias": [
+            (p4, OFFSETS, 20, *network(), "batch", True, True, False, "reference", [True, True]),
+            (p4, OFFSETS, 20, *network(), "running", False, False, True, "stable", [True, True]),
+        ],
         "pair_grid": [(seven(p4), seven(p4), 5, 1e-8), (seven(p4).mT, seven(p4), 1, 1e-8)],
         "standardize": [
             (p4.detach(), OFFSETS, None, None, None, None, None, 5, False),
@@ -295,7 +320,8 @@ def test_opcheck(op, which):
 
 @pytest.mark.parametrize("op", [op for op, row in TABLE.items() if row["gradients"]])
 def test_opcheck_backward(op):
-    arguments = [x.detach() if isinstance(x, torch.Tensor) else x for x in arguments_of(op)[0]]
+    detached = lambda x: x.detach() if isinstance(x, torch.Tensor) else x
+    arguments = [[detached(y) for y in x] if isinstance(x, list) else detached(x) for x in arguments_of(op)[0]]
     found = getattr(torch.ops.fasttag, op)(*arguments, None, 1)
     result, *saved = found if "saved" in TABLE[op] else (found,)
     gradient = torch.ones_like(result)
@@ -327,6 +353,7 @@ def test_no_gradient_raises_by_name(op):
 
 
 WEIGHTS = rows(2).detach()
+NETWORK = network()
 
 DIFFERENTIABLE = {
     "kinematics": (massive, lambda p4: kinematics(p4).mass),
@@ -335,6 +362,7 @@ DIFFERENTIABLE = {
     "pairwise_features": (massive, lambda p4: pairwise_features(p4, OFFSETS, features=("dot",))),
     "segment_softmax": (rows, lambda values: segment_softmax(values, OFFSETS)),
     "gelu_layer_norm": (rows, lambda values: gelu_layer_norm(values, *WEIGHTS)),
+    "pair_bias": (massive, lambda p4: pair_bias(p4, OFFSETS, [w.detach() for w in NETWORK[0]], NETWORK[1])),
 }
 
 
@@ -391,6 +419,10 @@ COMPILED = {
         pairwise_features(p4, OFFSETS),
         pairwise_features(p4, OFFSETS, features=("psi_dot",), triangle="lower", pairs=13),
         fasttag.pairwise_features(JETS, m2="reference"),
+    ),
+    "pair_bias": lambda p4, weights: (
+        pair_bias(p4, OFFSETS, *NETWORK, pairs=20),
+        pair_bias(p4, OFFSETS, *NETWORK, statistics="batch", remove_self_pair=True)[0],
     ),
     "pair_grid": lambda p4, weights: (pair_grid(seven(p4).mT, seven(p4)),),
     "standardize": lambda p4, weights: (standardize(p4.detach(), OFFSETS, 5, scale=p4.detach()[:, 0]),),
