@@ -47,6 +47,7 @@ def warmup(ops: Iterable[str] | None = None) -> None:
             "segment_softmax": (one, offsets),
             "gelu_layer_norm": (one[None], one, one),
             "pair_bias": (np.ones((4, 1), dtype), offsets, [four, four, *layers], [four, four, one, one, one, one]),
+            "particle_attention": (np.ones((1, 3, 1, 1), dtype), offsets),
         }
         for name in names:
             getattr(functions, name)(*arguments[name])

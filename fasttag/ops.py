@@ -15,6 +15,7 @@ from fasttag_kernels.pair_bias import pair_bias as _pair_bias
 from fasttag_kernels.pair_grid import pair_grid
 from fasttag_kernels.pairwise_features import count_pairs
 from fasttag_kernels.pairwise_features import pairwise_features as _pairwise_features
+from fasttag_kernels.particle_attention import particle_attention
 from fasttag_kernels.pixelate import pixelate as _pixelate
 from fasttag_kernels.segment import segment
 from fasttag_kernels.segment_softmax import segment_softmax
@@ -35,6 +36,7 @@ __all__ = [
     "pair_bias",
     "pair_grid",
     "pairwise_features",
+    "particle_attention",
     "pixelate",
     "segment",
     "segment_softmax",

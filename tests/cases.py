@@ -25,6 +25,8 @@ from fasttag_kernels.pair_grid import pair_grid
 from fasttag_kernels.pair_grid import reference as pair_grid_reference
 from fasttag_kernels.pairwise_features import FEATURES, pairwise_features
 from fasttag_kernels.pairwise_features import reference as pairwise_features_reference
+from fasttag_kernels.particle_attention import particle_attention
+from fasttag_kernels.particle_attention import reference as particle_attention_reference
 from fasttag_kernels.pixelate import CHANNELS, pixelate
 from fasttag_kernels.pixelate import reference as pixelate_reference
 from fasttag_kernels.segment import REDUCTIONS, segment
@@ -93,6 +95,7 @@ class Op:
     scale: Callable[..., Any] = lambda *arguments: 1.0
     ragged: bool = True  # takes offsets as its argument number `offsets_at`
     offsets_at: int = 1
+    pairs_at: int | None = None  # has a number per pair, (..., M), in its argument of this number
     of_jet: Callable[..., Any] = lambda output, offsets, j: output[j]  # what of an output belongs to jet j
 
 
@@ -178,9 +181,10 @@ def _pairwise_features_oracle(p4: np.ndarray, offsets: np.ndarray) -> np.ndarray
     return pairwise_features_reference.pairwise_features(p4, offsets, features=FEATURES)
 
 
-def _pairs_of_jet(output: np.ndarray, offsets: np.ndarray, j: int) -> np.ndarray:
+def pairs_of_jet(output: np.ndarray, offsets: np.ndarray, j: int) -> np.ndarray:
+    """Of (..., M) what belongs to jet j."""
     start, stop = np.concatenate([[0], np.cumsum(np.diff(offsets) ** 2)])[j : j + 2]
-    return output[:, start:stop]
+    return output[..., start:stop]
 
 
 SLOTS = 70
@@ -201,6 +205,18 @@ def _columns(p4: np.ndarray, offsets: np.ndarray) -> tuple:
 def _standardize(values: Any, offsets: Any, *settings: Any, **options: Any) -> Any:
     names = ("center", "scale", "low", "high", "pad_value")
     return standardize(values, offsets, SLOTS, **dict(zip(names, settings)), **options)
+
+
+def _queries_keys_values(p4: np.ndarray, offsets: np.ndarray) -> tuple:
+    """Two heads of 17 channels, with what is not finite in p4 in one of the three, and a bias that leaves out pairs."""
+    p4, offsets = _short_jets(p4, offsets)
+    rng = np.random.default_rng(10)
+    qkv = rng.normal(size=(p4.shape[1], 3, 2, 17)).astype(p4.dtype)
+    for c, row in enumerate((0, 2, 3)):
+        qkv[:, c, 1, 16] = np.where(np.isfinite(p4[row]), qkv[:, c, 1, 16], p4[row])
+    bias = rng.normal(0, 2, (2, int((np.diff(offsets) ** 2).sum()))).astype(p4.dtype)
+    bias[rng.random(bias.shape) < 0.1] = -np.inf
+    return qkv, offsets, bias
 
 
 def _grid_of_pairs(p4: np.ndarray, offsets: np.ndarray) -> tuple:
@@ -302,7 +318,7 @@ OPS: dict[str, Op] = {
         _pairwise_features,
         _pairwise_features_oracle,
         lambda p4, offsets: pairwise_features_reference.rounding_scale(p4, offsets, FEATURES),
-        of_jet=_pairs_of_jet,
+        of_jet=pairs_of_jet,
     ),
     "standardize": Op(
         _columns,
@@ -329,7 +345,15 @@ OPS: dict[str, Op] = {
         lambda p4, offsets, *network, **options: pair_bias(p4, offsets, *_lists(network), **options),
         lambda p4, offsets, *network: pair_bias_reference.pair_bias(p4, offsets, *_lists(network)),
         lambda p4, offsets, *network: pair_bias_reference.rounding_scale(p4, offsets, *_lists(network)),
-        of_jet=_pairs_of_jet,
+        of_jet=pairs_of_jet,
+    ),
+    "particle_attention": Op(
+        _queries_keys_values,
+        lambda qkv, offsets, bias, **options: particle_attention(qkv, offsets, bias=bias, **options),
+        particle_attention_reference.particle_attention,
+        particle_attention_reference.rounding_scale,
+        pairs_at=2,
+        of_jet=lambda output, offsets, j: output[offsets[j] : offsets[j + 1]],
     ),
 }
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from cases import CASES, OPS, arguments_of, assert_agrees, outputs_of, same_bits
+from cases import CASES, OPS, arguments_of, assert_agrees, outputs_of, pairs_of_jet, same_bits
 from fasttag_kernels import TABLE, _dispatch
 
 every_op = pytest.mark.parametrize("op", OPS)
@@ -77,8 +77,12 @@ def test_jets_do_not_see_each_other(op, case):
     arguments = list(arguments_of(op, case, "float32"))
     offsets = arguments[OPS[op].offsets_at]
     whole = outputs_of(OPS[op].run(*arguments))
+    pairs_at = OPS[op].pairs_at
+    pairs = None if pairs_at is None else arguments[pairs_at]
     for j in range(len(offsets) - 1):
         arguments[OPS[op].offsets_at] = offsets[j : j + 2]
+        if pairs_at is not None:
+            arguments[pairs_at] = pairs_of_jet(pairs, offsets, j)
         for part, all_parts in zip(outputs_of(OPS[op].run(*arguments)), whole):
             alone, among = OPS[op].of_jet(part, offsets[j : j + 2], 0), OPS[op].of_jet(all_parts, offsets, j)
             assert alone.tobytes() == among.tobytes(), f"jet {j} alone differs"

@@ -65,11 +65,12 @@ def check_arrays(op: str, **arrays: Any) -> str:
 
 def check_floats(op: str, **arrays: Any) -> None:
     """All float32 or all float64."""
-    for name, array in arrays.items():
-        if dtype_of(array) not in FLOATS:
-            raise TypeError(f"{op}: {name} must be float32 or float64, got {dtype_of(array)}; convert it")
-    if len({dtype_of(array) for array in arrays.values()}) > 1:
-        listed = ", ".join(f"{name} is {dtype_of(array)}" for name, array in arrays.items())
+    dtypes = {name: dtype_of(array) for name, array in arrays.items()}
+    for name, dtype in dtypes.items():
+        if dtype not in FLOATS:
+            raise TypeError(f"{op}: {name} must be float32 or float64, got {dtype}; convert it")
+    if len(set(dtypes.values())) > 1:
+        listed = ", ".join(f"{name} is {dtype}" for name, dtype in dtypes.items())
         raise TypeError(f"{op}: all floats must share one dtype, got {listed}; convert one")
 
 

@@ -33,9 +33,15 @@ class _VectorModel(models.PrimitiveModel):
 
 
 def pointer(context, builder, kind, array, row, column, lanes=LANES):
-    """LLVM pointer to `lanes` numbers from array[row, column] on; no wraparound, no bounds."""
+    """LLVM pointer to `lanes` numbers from array[row, column] on; no wraparound, no bounds.
+
+    A flat array counts as rows of LANES: their constant length leaves no products to be found for each address.
+    """
     array = context.make_array(kind)(context, builder, array)
-    at = cgutils.get_item_pointer(context, builder, kind, array, [row, column], wraparound=False)
+    place = [row, column]
+    if kind.ndim == 1:
+        place = [builder.add(builder.mul(row, ir.Constant(row.type, LANES), flags=["nsw"]), column, flags=["nsw"])]
+    at = cgutils.get_item_pointer(context, builder, kind, array, place, wraparound=False)
     item = context.get_data_type(kind.dtype)
     return builder.bitcast(at, ir.VectorType(item, lanes).as_pointer())
 
@@ -59,6 +65,19 @@ def load(typing, array, row, column):
 
 
 @intrinsic
+def broadcast(typing, array, row, column):
+    """LANES times array[row, column]"""
+
+    def generate(context, builder, signature, arguments):
+        data, at, lane = arguments
+        place = pointer(context, builder, signature.args[0], data, at, lane, 1)
+        one = builder.load(place, align=array.dtype.bitwidth // 8)
+        return splat(builder, builder.extract_element(one, ir.Constant(ir.IntType(32), 0)))
+
+    return Vector(array.dtype)(array, row, column), generate
+
+
+@intrinsic
 def store(typing, array, row, column, vector):
     """array[row, column : column + LANES] = vector"""
 
@@ -74,6 +93,7 @@ def _masked(context, builder, array, values, count):
     """What `llvm.masked.load` and `.store` need: pointer to array[index] of a 1-d array, alignment, the first lanes."""
     kind, data, index = array
     item = cgutils.get_item_pointer(context, builder, kind, context.make_array(kind)(context, builder, data), [index])
+    count = builder.trunc(count, ir.IntType(32))  # compared in half as many registers
     lanes = ir.Constant(ir.VectorType(count.type, LANES), list(range(LANES)))
     align = ir.Constant(ir.IntType(32), kind.dtype.bitwidth // 8)
     return builder.bitcast(item, values.as_pointer()), align, builder.icmp_signed("<", lanes, splat(builder, count))
@@ -158,6 +178,7 @@ _binary(operator.add, ir.IRBuilder.fadd)
 _binary(operator.sub, ir.IRBuilder.fsub)
 _binary(operator.mul, ir.IRBuilder.fmul)
 _binary(min, lambda builder, a, b: builder.select(builder.fcmp_ordered("<", a, b), a, b))
+_binary(max, lambda builder, a, b: builder.select(builder.fcmp_ordered(">", a, b), a, b))
 
 
 @intrinsic
@@ -231,3 +252,29 @@ def multiply(a, b, start, out, rows, columns, depth):
     for column in range(0, columns, step):
         for row in range(0, (rows + 7) // 8 * 8, ROWS):
             _block(a, b, start, out, row, column, depth)
+
+
+def _across(emit):
+    """A number of all lanes of a vector: halves are combined until one lane is left."""
+
+    @intrinsic
+    def apply(typing, vector):
+        def generate(context, builder, signature, arguments):
+            (value,) = arguments
+            for size in (8, 4, 2, 1):
+                halves = [
+                    builder.shuffle_vector(
+                        value, value, ir.Constant(ir.VectorType(ir.IntType(32), size), list(range(at, at + size)))
+                    )
+                    for at in (0, size)
+                ]
+                value = emit(builder, *halves)
+            return builder.extract_element(value, ir.Constant(ir.IntType(32), 0))
+
+        return vector.dtype(vector), generate
+
+    return apply
+
+
+total = _across(ir.IRBuilder.fadd)
+highest = _across(lambda builder, a, b: builder.select(builder.fcmp_ordered(">", a, b), a, b))

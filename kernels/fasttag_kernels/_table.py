@@ -164,4 +164,21 @@ TABLE: dict[str, dict[str, Any]] = {
         "gradients": ("p4", "weights"),
         "paper": "Particle Transformer, arXiv:2202.03772, section 4",
     },
+    "particle_attention": {
+        "backends": {"numba": "particle_attention.numba_cpu:run"},
+        "backward": {"numba": "particle_attention.numba_cpu:backward"},
+        "arguments": {
+            "qkv": "Tensor",
+            "offsets": "Tensor",
+            "bias": "Tensor?",
+            "dropout": "float",
+            "seed": "SymInt",
+            "layer": "int",
+            "needed": "bool[]",
+        },
+        "returns": "(Tensor, Tensor)",
+        "saved": ("lse",),
+        "gradients": ("qkv", "bias"),
+        "paper": "Vaswani et al., arXiv:1706.03762, eq. (1); Particle Transformer, arXiv:2202.03772, eq. (5)",
+    },
 }

@@ -24,6 +24,7 @@ from fasttag_kernels.pair_bias import pair_bias
 from fasttag_kernels.pair_grid import pair_grid
 from fasttag_kernels.pairwise_features import FEATURES, pairwise_features
 from fasttag_kernels.pairwise_features import reference as pairwise_reference
+from fasttag_kernels.particle_attention import particle_attention
 from fasttag_kernels.pixelate import pixelate
 from fasttag_kernels.segment import REDUCTIONS, segment
 from fasttag_kernels.segment_softmax import reference as softmax_reference
@@ -273,6 +274,15 @@ def network():
     return [torch.from_numpy(w).requires_grad_() for w in weights], [torch.from_numpy(r) for r in running]
 
 
+def attended(p4):
+    """Queries, keys and values (9, 3, 2, 2) of particles (4, 9)."""
+    return torch.stack([p4, p4.flip(0), p4 * p4], 1).permute(2, 1, 0).reshape(9, 3, 2, 2)
+
+
+def pairs(number):
+    return torch.from_numpy(np.random.default_rng(11).normal(size=(2, number)))
+
+
 def arguments_of(op):
     """Arguments of torch.ops.fasttag.<op> without `offsets_host` and `threads`."""
     p4 = massive()
@@ -309,6 +319,10 @@ def arguments_of(op):
         "gelu_layer_norm": [
             (rows(), *rows(2).detach(), 1e-5, 0.0, 0, 0),
             (rows(0), *(row.clone().requires_grad_() for row in rows(2).detach()), 1e-5, 0.1, 1 << 40, 3),
+        ],
+        "particle_attention": [
+            (attended(p4).detach().requires_grad_(), OFFSETS, pairs(20).requires_grad_(), 0.2, 5, 1, [True, True]),
+            (attended(p4).detach().requires_grad_(), OFFSETS, None, 0.0, 0, 0, [True, False]),
         ],
     }[op]
 
@@ -363,6 +377,7 @@ DIFFERENTIABLE = {
     "segment_softmax": (rows, lambda values: segment_softmax(values, OFFSETS)),
     "gelu_layer_norm": (rows, lambda values: gelu_layer_norm(values, *WEIGHTS)),
     "pair_bias": (massive, lambda p4: pair_bias(p4, OFFSETS, [w.detach() for w in NETWORK[0]], NETWORK[1])),
+    "particle_attention": (massive, lambda p4: particle_attention(attended(p4), OFFSETS, bias=pairs(20))),
 }
 
 
@@ -430,6 +445,10 @@ COMPILED = {
     "gelu_layer_norm": lambda p4, weights: (
         gelu_layer_norm(p4, *p4[:2].detach()),
         gelu_layer_norm(p4, *p4[:2].detach(), dropout=0.5, seed=9, layer=1),
+    ),
+    "particle_attention": lambda p4, weights: (
+        particle_attention(attended(p4), OFFSETS, bias=p4[:2, :4].repeat(1, 5), dropout=0.2, seed=3, layer=1),
+        particle_attention(attended(p4), OFFSETS),
     ),
     "tagger": lambda p4, weights: (tagger(p4, weights),),
 }
