@@ -142,6 +142,28 @@ def _area(curve: Roc) -> float:
     return float(np.trapezoid(curve.signal_efficiency, curve.background_efficiency))
 
 
+def auc_error(score: Any, label: Any) -> float:
+    """Statistical error of `auc`, from both samples: DeLong et al., Biometrics 44 (1988) 837, eqs. 3 and 5.
+
+    error^2 = Var_S[V] / N_S + Var_B[V] / N_B, with V of a signal jet the fraction of background below it, V of a
+    background jet the fraction of signal above it, ties half, and variances over N rather than N - 1 jets. O(n log n).
+    Arguments and errors as `roc`.
+
+    >>> round(auc_error([0.9, 0.8, 0.7, 0.6], [1, 0, 1, 0]), 4)
+    0.25
+    """
+    curve = roc(score, label)
+    background, signal = np.diff(curve.background_efficiency), np.diff(curve.signal_efficiency)
+    above = curve.signal_efficiency[1:] - signal / 2
+    below = 1 - curve.background_efficiency[1:] + background / 2
+    counts = _background(label), np.asarray(label).size - _background(label)
+    spreads = [
+        np.sum(weights * values**2) - np.sum(weights * values) ** 2
+        for weights, values in ((background, above), (signal, below))
+    ]
+    return float(sum(max(spread, 0) / count for spread, count in zip(spreads, counts)) ** 0.5)
+
+
 def accuracy(score: Any, label: Any) -> float:
     """Fraction of jets whose score, rounded at 0.5 (half to even: 0.5 counts as background), equals the label.
 

@@ -13,7 +13,7 @@ import torch
 
 import fasttag
 from children import python
-from fasttag.cli import COMMANDS, demo, evaluate, main
+from fasttag.cli import COMMANDS, demo, evaluate, main, verify
 from toys import toy_jets
 
 TOYS = ("{}/test.h5", "--val", "{}/val.h5", "--model", "pfn")
@@ -176,9 +176,116 @@ def test_train_refuses_and_resumes(folder, capsys):
     assert main([*command, "--resume"]) == 0
 
 
+@pytest.mark.shared
+@pytest.mark.parametrize(
+    ("name", "model", "rejections", "agreeing"),
+    [
+        ("particlenet", "particlenet", ("1294 +- 104", "329 +- 13"), ["ParticleNet, arXiv:1902.09914"]),
+        ("pcnn", None, ("759 +- 47", "201 +- 6"), ["P-CNN, arXiv:1902.09914", "P-CNN, arXiv:1902.08570"]),
+    ],
+)
+def test_verify_published_scores(shared, capsys, name, model, rejections, agreeing):
+    """What the authors submitted agrees with what was published of it."""
+    folder = shared / "reference_scores"
+    command = ["verify", str(folder / "labels.npz"), "--scores", str(folder / f"{name}.npz")]
+    assert main([*command, *(["--model", model] if model else [])]) == 0
+    head, _, own, *rows = capsys.readouterr().out.splitlines()
+    assert head == "404,000 jets, 202,086 top"
+    assert re.split(r"  +", own)[-2:] == list(rejections)
+    agrees = {row.split("  ")[0] for row, verdict in zip(rows[::2], rows[1::2]) if verdict.startswith("  agrees")}
+    assert {*agreeing} <= agrees
+    assert "ParticleNet, fine-tuned, arXiv:2202.03772" not in agrees
+    assert len(rows) == 2 * (3 if model else len(verify.PUBLISHED))
+
+
+def test_verify_a_checkpoint(folder, capsys):
+    """The same numbers as from the scores, and beside the rows of this tagger only."""
+    jets = fasttag.read(folder / "test.h5")
+    model = fasttag.models.load(folder / "run1" / "best.safetensors")
+    score = fasttag.models.score(model, jets)
+    np.save(folder / "scores.npy", score)
+    np.savez(folder / "labels.npz", jets.labels["label"])
+    printed = []
+    checkpoint = str(folder / "run1" / "best.safetensors")
+    for file, *options in (
+        ("test.h5", "--checkpoint", checkpoint),
+        ("test.h5", "--scores", str(folder / "scores.npy"), "--model", "pfn"),
+        ("labels.npz", "--scores", str(folder / "scores.npy"), "--model", "pfn"),
+    ):
+        assert main(["verify", str(folder / file), *options]) == 0
+        printed.append(capsys.readouterr().out.splitlines())
+    for lines in printed:
+        assert lines[1].startswith("not the public test file, which has 404,000 jets")
+        assert lines[3].split()[1:] == printed[0][3].split()[1:]
+        assert lines[4].startswith("PFN, arXiv:1902.09914")
+    rejection = fasttag.metrics.background_rejection(score, jets.labels["label"])
+    assert f"{rejection.value:.0f} +- {rejection.error:.0f}" in printed[0][3]
+
+
+def test_verify_when_the_signal_is_another_logit(folder, capsys):
+    """The top is label 1 whatever its logit; with the wrong one the AUC shows it."""
+    model = fasttag.models.load(folder / "run1" / "best.safetensors")
+    swapped = fasttag.models.build("pfn", classes=("top", "QCD"), signal=0)
+    state = model.state_dict()
+    for name in ("f.6.weight", "f.6.bias"):
+        state[name] = state[name].flip(0)
+    swapped.load_state_dict(state)
+    fasttag.models.save(swapped, folder / "swapped.safetensors")
+    command = ["verify", str(folder / "test.h5"), "--checkpoint", str(folder / "swapped.safetensors")]
+    assert main(command) == 0
+    assert "below 0.5" not in capsys.readouterr().out
+    assert main([*command, "--classes", "top,QCD", "--signal", "QCD"]) == 0
+    assert "the AUC is below 0.5" in capsys.readouterr().out
+
+
+def test_verify_a_checkpoint_of_weaver(folder, capsys):
+    model = fasttag.models.build("particlenet_lite", classes=("top", "QCD"), signal=0)
+    fasttag.models.save(model, folder / "lite.pt", format="weaver")
+    command = ["verify", str(folder / "test.h5"), "--checkpoint", str(folder / "lite.pt")]
+    assert main([*command, "--classes", "top,QCD", "--signal", "top"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    jets = fasttag.read(folder / "test.h5")
+    loaded = fasttag.models.load(folder / "lite.pt", classes=("top", "QCD"), signal=0)
+    auc = fasttag.metrics.auc(fasttag.models.score(loaded, jets), jets.labels["label"])
+    assert f"lite.pt {auc:.5f} +-" in re.sub(" +", " ", lines[3])
+    assert lines[4].startswith("ParticleNet-Lite, arXiv:1902.08570")
+    assert main(command) == 2
+    assert "lite.pt: must come with classes and signal, got []" in capsys.readouterr().err
+
+
+def test_verify_counts_differences():
+    """Errors of both and of the rounding; nothing to say where nothing is published or no background passed."""
+    row = verify.Published("A", "", "1", "0.98", "-", "100 +- 30", "50 +- 3")
+    numbers = [(0.99, 0.0), (0.9, 0.1), (150.0, 40.0), (np.inf, np.inf)]
+    auc, accuracy, low, high = verify.differences(numbers, row)
+    assert (accuracy, high) == (None, None)
+    assert low == pytest.approx(1.0, abs=1e-4)
+    assert auc == pytest.approx(12**0.5)
+    assert "  differs" in verify.table("a", numbers, [row])
+    assert "  agrees" in verify.table("a", [(0.98, 0.01), *numbers[1:]], [row])
+
+
+def test_published_numbers_are_numbers():
+    """Of every row each cell is a value, a value with its error, or a dash; models are ours or will be."""
+    for row in verify.PUBLISHED:
+        assert re.fullmatch(r"\d{4}\.\d{5}", row.paper)
+        assert all(re.fullmatch(r"0\.\d+", cell) for cell in (row.auc, row.accuracy))
+        assert all(re.fullmatch(r"\d+( \+- [\d.]+)?|-", cell) for cell in (row.rejection_30, row.rejection_50))
+
+
 @pytest.mark.parametrize(
     ("command", "message"),
     [
+        (["verify", "{}/test.h5", "--checkpoint", "{}/missing.pt"], "missing.pt"),
+        (["verify", "{}/test.h5", "--scores", "{}/broken.npy"], "broken.npy: cannot be read as .npy or .npz"),
+        (["verify", "{}/test.h5", "--scores", "{}/broken.npz"], "broken.npz: cannot be read as .npy or .npz"),
+        (["verify", "{}/test.h5", "--scores", "{}/two.npz"], "two.npz: must hold one array, got 2"),
+        (["verify", "{}/test.h5", "--scores", "{}/two.npy"], "must have one shape (J,), got (2,) and (400,)"),
+        (["verify", "{}/bare.h5", "--scores", "{}/two.npy"], "bare.h5 must have a label 'label'"),
+        (
+            ["verify", "{}/test.h5", "--checkpoint", "{}/efn.safetensors", "--classes", "top,QCD"],
+            "--classes must be different names, and --signal one of them, got top,QCD and None",
+        ),
         (["evaluate", "{}/missing.h5", "--run", "{}/run1"], "missing.h5"),
         (["evaluate", "{}/test.h5", "--run", "{}/nothing"], "nothing"),
         (["process", "{}/broken.h5", "--out", "{}/out.h5"], "broken.h5"),
@@ -194,6 +301,12 @@ def test_train_refuses_and_resumes(folder, capsys):
 def test_bad_input_is_one_line(folder, capsys, monkeypatch, command, message):
     monkeypatch.setattr(demo, "measure", None)  # nothing is timed first
     (folder / "broken.h5").write_bytes((folder / "test.h5").read_bytes()[:-1000])
+    (folder / "broken.npy").write_bytes(b"no array")
+    (folder / "broken.npz").write_bytes(b"PK\x03\x04 no archive")
+    np.save(folder / "two.npy", np.zeros(2))
+    np.savez(folder / "two.npz", np.zeros(2), np.zeros(2))
+    jets = fasttag.read(folder / "test.h5")
+    fasttag.write(folder / "bare.h5", fasttag.Jets(jets.p4, jets.offsets))
     assert main([part.format(folder) for part in command]) == 2
     error = capsys.readouterr().err
     assert message in error
@@ -259,6 +372,7 @@ found = {}
 for line in (
     "info", "process some.h5 --out out.h5 --features kinematics", "models", "demo",
     "train missing.h5 --val missing.h5 --model pfn", "evaluate missing.h5 --run missing",
+    "verify missing.h5 --checkpoint missing",
 ):
     with contextlib.redirect_stderr(io.StringIO()) as error, contextlib.redirect_stdout(io.StringIO()):
         found[line.split()[0]] = main(line.split()), error.getvalue()
@@ -272,7 +386,7 @@ def test_core_only_install(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     found = json.loads(python(CORE_ONLY))
     assert found.pop("info") == found.pop("process") == [0, ""]
-    assert set(found) == {"models", "demo", "train", "evaluate"}
+    assert set(found) == {"models", "demo", "train", "evaluate", "verify"}
     for command, (status, error) in found.items():
         line = f"fasttag {command}: torch is needed here: install fasttag-hep with the extra torch\n"
         assert (status, error) == (2, line)

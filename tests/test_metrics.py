@@ -49,6 +49,22 @@ def test_roc_counts_every_cut(seed):
     np.testing.assert_array_equal(curve.thresholds, expected[2])
 
 
+@pytest.mark.parametrize("steps", [5, 10**9])
+def test_auc_error_is_the_spread_of_pairs(steps):
+    """From the matrix of all pairs, and the spread over samples."""
+    score, label = sample(jets=80, steps=steps, seed=5, signal=0.3)
+    a, b = score[label == 1][:, None], score[label == 0]
+    wins = (a > b) + 0.5 * (a == b)
+    expected = math.sqrt(wins.mean(1).var() / len(a) + wins.mean(0).var() / len(b))
+    assert metrics.auc_error(score, label) == pytest.approx(expected, rel=1e-12)
+    areas = [metrics.auc(*sample(2000, steps, seed)) for seed in range(200)]
+    assert metrics.auc_error(*sample(2000, steps, 0)) == pytest.approx(np.std(areas), rel=0.2)
+
+
+def test_auc_error_of_a_perfect_score():
+    assert metrics.auc_error([0.9, 0.8, 0.2, 0.1], [1, 1, 0, 0]) == 0
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("steps", [7, 10**9])
 def test_roc_and_auc_agree_with_sklearn(steps, dtype):

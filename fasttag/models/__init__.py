@@ -20,7 +20,12 @@ if TYPE_CHECKING:
 
     from ._tagger import Tagger
 
-_REGISTRY = {"cnn": "cnn:CNN", "efn": "efn:EFN", "pfn": "pfn:PFN"}
+_REGISTRY = {
+    "cnn": "cnn:CNN",
+    "efn": "efn:EFN",
+    "particle_transformer": "particle_transformer:ParticleTransformer",
+    "pfn": "pfn:PFN",
+}
 
 
 def available() -> list[str]:
@@ -42,14 +47,26 @@ def build(name: str, **config: Any) -> Tagger:
     return model
 
 
-def save(model: Tagger, path: str | os.PathLike[str]) -> None:
+def save(model: Tagger, path: str | os.PathLike[str], *, format: str = "fasttag") -> None:
     """Write weights (safetensors) with name, configuration, classes and signal in the header; atomic.
 
-    Raises ValueError for a model that `build` or `load` did not make: its configuration is not known.
+    format="weaver" writes what weaver-core loads instead, for Particle Transformer and ParticleNet: a state dict by
+    torch.save, with weaver's keys behind the prefix `mod.` of its example networks; neither classes nor configuration.
+
+    Raises ValueError for a model that `build` or `load` did not make: its configuration is not known; and for another
+    format, or a model that weaver-core does not have.
     """
     from ..training import write_tensors
 
-    write_tensors(path, dict(model.state_dict()), {"model": describe(model)})
+    described = describe(model)
+    if format == "weaver":
+        from ._weaver import write
+
+        write(path, model.name, model.state_dict())
+    elif format == "fasttag":
+        write_tensors(path, dict(model.state_dict()), {"model": described})
+    else:
+        raise ValueError(f'save: format must be "fasttag" or "weaver", got {format!r}; choose one')
 
 
 def describe(model: Tagger) -> dict[str, Any]:
@@ -66,34 +83,61 @@ def load(path_or_state_dict: Any, name: str | None = None, **config: Any) -> Tag
     """A tagger from a file written by `save` or by training, or from a state dict with its `name` and `config`.
 
     The model comes back in evaluation mode. For a state dict the classes and the signal must be part of `config`: which
-    logit is the signal cannot be read off the weights. Raises CheckpointError for anything that does not fit.
+    logit is the signal cannot be read off the weights.
+
+    Checkpoints of weaver-core, any version, are loaded too: files of torch.save (*.pt, *.pth), of which nothing but
+    tensors is unpickled, and state dicts with the prefix `mod.` or `module.`, of Particle Transformer (version 1) and
+    ParticleNet, also fine-tuned ones with the head outside of `mod.`. `classes` and `signal` must be given: weaver's
+    top taggers have classes ("top", "QCD"), signal 0. Sizes and the recipe of the inputs are read off the shapes;
+    what is not in the weights is as in weaver's example networks unless given in `config`:
+    use_pre_activation_pair=False, remove_self_pair=False, dropout 0.1; 16 neighbours for ParticleNet's widths, 7 for
+    those of ParticleNet-Lite (others need conv_params), use_counts=True, and missing="ghost", which is what weaver does
+    with jets of no more constituents than neighbours.
+
+    Raises CheckpointError for anything that does not fit.
+
+    >>> from fasttag import models
+    >>> weights = models.build("pfn").state_dict()
+    >>> models.load(weights, name="pfn", classes=("QCD", "top"), signal=1).signal
+    1
     """
+    interop.require("torch")
+    from . import _weaver
+
     if isinstance(path_or_state_dict, Mapping):
-        if name is None or not {"classes", "signal"} <= set(config):
+        where, state = "the state dict", dict(path_or_state_dict)
+        if _weaver.recognises(state):
+            state, name, config = _weaver.translate(state, name, config, where)
+        elif name is None or not {"classes", "signal"} <= set(config):
             raise CheckpointError(
                 "load: a bare state dict must come with name, classes and signal, "
                 f"got name={name!r} and {sorted(config)}; which logit is the signal is not in the weights"
             )
-        state, where = dict(path_or_state_dict), "the state dict"
+    elif _weaver.is_pickle(where := os.fspath(path_or_state_dict)):
+        state, name, config = _weaver.translate(_weaver.read(where), name, config, where)
     else:
-        from ..training import read_tensors
-
-        where = os.fspath(path_or_state_dict)
-        state, metadata = read_tensors(where)
-        found = metadata.get("model")
-        if not isinstance(found, dict) or not {"name", "config", "classes", "signal"} <= set(found):
-            raise CheckpointError(f"{where}: no description of the model in the header; was it written by fasttag?")
-        if name is not None and name != found["name"]:
-            raise CheckpointError(f"{where}: holds a {found['name']}, asked for {name}")
-        name = found["name"]
-        config = {**found["config"], "classes": found["classes"], "signal": found["signal"], **config}
-        state = {key.removeprefix("model."): value for key, value in state.items() if not key.startswith("optimizer.")}
+        state, name, config = _ours(where, name, config)
     try:
         model = build(name, **config)
         model.load_state_dict(state)
     except (TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{where}: does not fit model {name} with {json.dumps(config)}: {error}") from error
     return model.eval()
+
+
+def _ours(where: str, name: str | None, config: dict[str, Any]) -> tuple[dict[str, torch.Tensor], str, dict[str, Any]]:
+    """State dict, name and configuration in a file of `save`; `config` goes before the configuration."""
+    from ..training import read_tensors
+
+    state, metadata = read_tensors(where)
+    found = metadata.get("model")
+    if not isinstance(found, dict) or not {"name", "config", "classes", "signal"} <= set(found):
+        raise CheckpointError(f"{where}: no description of the model in the header; was it written by fasttag?")
+    if name is not None and name != found["name"]:
+        raise CheckpointError(f"{where}: holds a {found['name']}, asked for {name}")
+    config = {**found["config"], "classes": found["classes"], "signal": found["signal"], **config}
+    state = {key.removeprefix("model."): value for key, value in state.items() if not key.startswith("optimizer.")}
+    return state, found["name"], config
 
 
 def score(model: Tagger, jets: Jets, *, batch_size: int = 1024) -> np.ndarray:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import nn
 
+from .. import features
+from ..features import Inputs
 from ..jets import Jets
+
+COLUMNS = {"kin": 7, "kinpid": 13, "full": 17}  # of x, by recipe
+BatchStatistics = Literal["real"] | tuple[Literal["padded"], int]
 
 
 class Tagger(nn.Module):
@@ -19,7 +25,7 @@ class Tagger(nn.Module):
     signal : index of the class that `models.score` gives the probability of.
     """
 
-    recipe: ClassVar[Any]
+    recipe: Any  # from features, of the class or of the model
     name: str  # set by models.build
     config: dict[str, Any]
 
@@ -30,13 +36,13 @@ class Tagger(nn.Module):
         self.classes = tuple(classes)
         self.signal = signal
 
-    def __call__(self, jets: Any) -> torch.Tensor:
+    def __call__(self, jets: Any, **more: Any) -> Any:
         """Logits (J, classes) of Jets of any library (moved to the model's device and dtype), or of prepared inputs."""
         if isinstance(jets, Jets):
             weight = next(self.parameters())
             jets = jets.to(str(weight.device), library="torch").astype(str(weight.dtype).removeprefix("torch."))
-            jets = type(self).recipe(jets)
-        return super().__call__(jets)
+            jets = self.recipe(jets)
+        return super().__call__(jets, **more)
 
 
 def mlp(*widths: int) -> nn.Sequential:
@@ -48,3 +54,64 @@ def mlp(*widths: int) -> nn.Sequential:
         nn.init.zeros_(linear.bias)
         layers += [linear, nn.ReLU(inplace=True)] if i < len(widths) - 2 else [linear]
     return nn.Sequential(*layers)
+
+
+def head(width: int, hidden: Sequence[tuple[int, float]], classes: int) -> nn.Sequential:
+    """Linear, ReLU, dropout for each (width, dropout), then a linear layer: what weaver calls fc."""
+    layers: list[nn.Module] = []
+    for out, rate in hidden:
+        layers.append(nn.Sequential(nn.Linear(width, out), nn.ReLU(), nn.Dropout(rate)))
+        width = out
+    return nn.Sequential(*layers, nn.Linear(width, classes))
+
+
+def recipe_named(tagger: str, inputs: str) -> Any:
+    """The recipe of that name for features of constituents."""
+    if inputs not in COLUMNS:
+        raise ValueError(f"{tagger}: inputs must be one of {', '.join(COLUMNS)}, got {inputs!r}; see fasttag.features")
+    return getattr(features, inputs)
+
+
+def blocks_of_jets(inputs: Inputs, constituents: int) -> Iterator[tuple[Inputs, slice]]:
+    """Runs of about that many constituents, and where their pairs are; one run where there are no jets."""
+    host = inputs.offsets_host
+    pairs = np.concatenate([[0], np.cumsum(np.diff(host) ** 2)])
+    first, jets = 0, len(host) - 1
+    if not jets:
+        yield inputs, slice(0, 0)
+    while first < jets:
+        last = max(first + 1, int(np.searchsorted(host, host[first] + constituents, side="right")) - 1)
+        a, b = int(host[first]), int(host[last])
+        offsets = inputs.offsets[first : last + 1] - a
+        part = inputs._replace(
+            x=inputs.x[a:b],
+            points=inputs.points[a:b],
+            p4=inputs.p4[:, a:b],
+            offsets=offsets,
+            offsets_host=host[first : last + 1] - a,
+            max_n=int(np.diff(host[first : last + 1]).max()),
+        )
+        yield part, slice(int(pairs[first]), int(pairs[last]))
+        first = last
+
+
+def batch_norm(
+    norm: nn.BatchNorm1d, x: torch.Tensor, jets: int, bn_stats: BatchStatistics, frozen: bool
+) -> torch.Tensor:
+    """Batch normalisation of rows (N, C); statistics of these rows, or of `jets` times P rows, the others being 0."""
+    if frozen:
+        return nn.functional.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+    count = len(x) if bn_stats == "real" else jets * bn_stats[1]
+    mean = x.sum(0) / count
+    var = ((x - mean).square().sum(0) + (count - len(x)) * mean.square()) / count
+    update_running([norm], torch.stack([mean, var]).detach(), count)
+    return (x - mean) * (norm.weight / (var + norm.eps).sqrt()) + norm.bias
+
+
+def update_running(norms: Sequence[nn.BatchNorm1d], moments: torch.Tensor, count: int) -> None:
+    """Running statistics from the mean and variance (2, channels) that a batch of `count` had."""
+    unbiased = count / max(count - 1, 1)
+    for norm, (mean, var) in zip(norms, moments.split([norm.num_features for norm in norms], 1)):
+        norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), norm.momentum)
+        norm.running_var.lerp_((unbiased * var).to(norm.running_var.dtype), norm.momentum)
+        norm.num_batches_tracked += 1

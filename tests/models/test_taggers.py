@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -80,7 +81,8 @@ def test_parameter_count(name):
 
 
 def test_every_tagger_is_tested():
-    assert set(PARAMETERS) == set(PLAIN) == set(models.available())
+    elsewhere = {name for name in models.available() if (Path(__file__).parent / f"test_{name}.py").exists()}
+    assert set(PARAMETERS) == set(PLAIN) == set(models.available()) - elsewhere
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
@@ -267,7 +269,7 @@ def test_save_needs_a_model_made_by_name(tmp_path):
 
 
 def test_build_errors():
-    with pytest.raises(ValueError, match="name must be one of cnn, efn, pfn, got 'resnet'"):
+    with pytest.raises(ValueError, match=r"name must be one of cnn, efn, .*, pfn, got 'resnet'"):
         models.build("resnet")
     with pytest.raises(ValueError, match="signal must index classes"):
         models.build("pfn", signal=2)

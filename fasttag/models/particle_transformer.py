@@ -1,0 +1,302 @@
+"""Particle Transformer."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.functional import dropout, gelu, linear
+
+from ..features import Inputs
+from ..ops import count_pairs, gelu_layer_norm, pair_bias, particle_attention, segment, segment_softmax
+from ._tagger import COLUMNS, BatchStatistics, Tagger, batch_norm, blocks_of_jets, head, recipe_named, update_running
+
+# Constituents per block in inference: the widest activations, 512 x 512 floats, are 1 MB, a second-level cache
+BLOCK = 512
+
+
+class PairEmbed(nn.Module):
+    """Attention bias (H, M) from four-vectors and, summed with it, from extra inputs of pairs."""
+
+    def __init__(
+        self, widths: Sequence[int], extra: int, last_activation: bool, remove_self_pair: bool, m2: str
+    ) -> None:
+        super().__init__()
+        self.embed = pair_stack([4, *widths], last_activation)
+        if extra:
+            self.fts_embed = pair_stack([extra, *widths], last_activation)
+        self.ordered = extra > 0
+        self.options = {"last_activation": last_activation, "remove_self_pair": remove_self_pair, "m2": m2}
+
+    def forward(self, inputs: Inputs, extra: torch.Tensor | None, frozen: bool) -> torch.Tensor:
+        norms = [layer for layer in self.embed if isinstance(layer, nn.BatchNorm1d)]
+        weights = [
+            parameter.flatten(1) if parameter.ndim == 3 else parameter
+            for layer in self.embed
+            for parameter in layer.parameters()
+        ]
+        found = pair_bias(
+            inputs.p4,
+            inputs.offsets,
+            weights,
+            [buffer for norm in norms for buffer in (norm.running_mean, norm.running_var)],
+            statistics="running" if frozen else "batch",
+            ordered=self.ordered,
+            pairs=count_pairs(inputs.offsets_host, "full"),
+            offsets_host=inputs.offsets_host,
+            **self.options,
+        )
+        if not frozen:
+            found, moments = found
+            update_running(norms, moments, self._counted(inputs))
+        if extra is not None:
+            self.fts_embed.train(not frozen)
+            found = found + self.fts_embed(extra.T[None])[0]
+        return found
+
+    def _counted(self, inputs: Inputs) -> int:
+        """How many pairs the statistics are over."""
+        pairs = count_pairs(inputs.offsets_host, "full" if self.ordered else "lower")
+        return pairs - inputs.p4.shape[1] if self.options["remove_self_pair"] else pairs
+
+
+def pair_stack(widths: Sequence[int], last_activation: bool) -> nn.Sequential:
+    """Holder of the weights: batch normalisation, then 1x1 convolution, batch normalisation and GELU per width."""
+    layers: list[nn.Module] = [nn.BatchNorm1d(widths[0])]
+    for a, b in itertools.pairwise(widths):
+        layers += [nn.Conv1d(a, b, 1), nn.BatchNorm1d(b), nn.GELU()]
+    return nn.Sequential(*(layers if last_activation else layers[:-1]))
+
+
+class Attention(nn.Module):
+    """Holder of the projections of an attention layer."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.in_proj = nn.Linear(width, 3 * width)
+        self.out_proj = nn.Linear(width, width)
+
+
+class Block(nn.Module):
+    """What follows attention, in both kinds of blocks, and the weights of both (arXiv:2202.03772, figure 3)."""
+
+    def __init__(
+        self, width: int, heads: int, dropout: float = 0.0, attn_dropout: float = 0.0, activation_dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.heads = heads
+        self.dropout, self.attn_dropout, self.activation_dropout = dropout, attn_dropout, activation_dropout
+        self.c_attn = nn.Parameter(torch.ones(heads))
+        self.w_resid = nn.Parameter(torch.ones(width))
+        self.pre_attn_norm = nn.LayerNorm(width)
+        self.attn = Attention(width)
+        self.post_attn_norm = nn.LayerNorm(width)
+        self.pre_fc_norm = nn.LayerNorm(width)
+        self.fc1 = nn.Linear(width, 4 * width)
+        self.post_fc_norm = nn.LayerNorm(4 * width)
+        self.fc2 = nn.Linear(4 * width, width)
+
+    def particles(self, x: torch.Tensor, inputs: Inputs, bias: torch.Tensor, seed: int, layer: int) -> torch.Tensor:
+        """Constituents (N, width) attend to those of their jet."""
+        qkv = self.attn.in_proj(self.pre_attn_norm(x)).view(len(x), 3, self.heads, -1)
+        attended = particle_attention(
+            qkv,
+            inputs.offsets,
+            bias=bias,
+            dropout=self.attn_dropout if self.training else 0.0,
+            seed=seed,
+            layer=layer,
+            offsets_host=inputs.offsets_host,
+        )
+        return self._after(x, attended.flatten(1), seed, layer)
+
+    def classes(self, cls: torch.Tensor, x: torch.Tensor, tokens: Tokens, seed: int, layer: int) -> torch.Tensor:
+        """Class tokens (J, width) attend to themselves and to the constituents; queries are not normalised."""
+        width = cls.shape[1]
+        weight, bias = self.attn.in_proj.weight, self.attn.in_proj.bias
+        q = linear(cls, weight[:width], bias[:width]).view(len(cls), self.heads, -1)
+        keys_and_values = linear(self.pre_attn_norm(tokens.join(cls, x)), weight[width:], bias[width:])
+        k, v = keys_and_values.view(-1, 2, self.heads, q.shape[2]).unbind(1)
+        scores = (k * q[tokens.jet]).sum(2) / math.sqrt(q.shape[2])
+        share = segment_softmax(scores, tokens.offsets, offsets_host=tokens.offsets_host)
+        share = dropout(share, self.attn_dropout, self.training)
+        attended = segment((share[:, :, None] * v).flatten(1), tokens.offsets, offsets_host=tokens.offsets_host)
+        return self._after(cls, attended, seed, layer)
+
+    def _after(self, x: torch.Tensor, attended: torch.Tensor, seed: int, layer: int) -> torch.Tensor:
+        """c_attn scales what out_proj gives, 16 columns each; w_resid scales the second residual only."""
+        scale = self.c_attn.repeat_interleave(x.shape[1] // self.heads)
+        o = linear(attended, self.attn.out_proj.weight * scale[:, None], self.attn.out_proj.bias * scale)
+        x = x + dropout(self.post_attn_norm(o), self.dropout, self.training)
+        t = gelu_layer_norm(
+            self.fc1(self.pre_fc_norm(x)),
+            self.post_fc_norm.weight,
+            self.post_fc_norm.bias,
+            dropout=self.activation_dropout if self.training else 0.0,
+            seed=seed,
+            layer=layer,
+        )
+        return torch.addcmul(dropout(self.fc2(t), self.dropout, self.training), self.w_resid, x)
+
+
+class Tokens:
+    """Packed rows with the class token of each jet before its constituents."""
+
+    def __init__(self, inputs: Inputs) -> None:
+        host = inputs.offsets_host
+        jets, rows = len(host) - 1, int(host[-1])
+        device = inputs.x.device
+        self.offsets_host = host + np.arange(jets + 1)
+        self.offsets = torch.from_numpy(self.offsets_host).to(device)
+        self.jet = torch.from_numpy(np.repeat(np.arange(jets), np.diff(self.offsets_host))).to(device)
+        self.order = torch.from_numpy(np.insert(np.arange(rows) + jets, host[:-1], np.arange(jets))).to(device)
+
+    def join(self, cls: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """(J, C) and (N, C) -> (J + N, C)."""
+        return torch.cat([cls, x]).index_select(0, self.order)
+
+
+class Embed(nn.Module):
+    """Features of constituents -> tokens."""
+
+    def __init__(self, columns: int, widths: Sequence[int]) -> None:
+        super().__init__()
+        self.input_bn = nn.BatchNorm1d(columns)
+        layers: list[nn.Module] = []
+        for a, b in itertools.pairwise((columns, *widths)):
+            layers += [nn.LayerNorm(a), nn.Linear(a, b), nn.GELU()]
+        self.embed = nn.Sequential(*layers)
+
+    def forward(self, x: torch.Tensor, jets: int, bn_stats: BatchStatistics, frozen: bool) -> torch.Tensor:
+        x = batch_norm(self.input_bn, x, jets, bn_stats, frozen)
+        norm, first, *rest = self.embed
+        x = first(norm(x))
+        for norm, dense in zip(rest[1::3], rest[2::3]):
+            x = dense(gelu_layer_norm(x, norm.weight, norm.bias))
+        return gelu(x)
+
+
+class ParticleTransformer(Tagger):
+    """Particle Transformer, arXiv:2202.03772, on packed constituents; 2,141,134 parameters (kin, two classes).
+
+    Attention between the constituents of a jet with a learned bias from their pairs (eq. 5), then a class token that
+    attends to them. Version 1 of weaver-core: same weights, same numbers, without padding.
+
+    inputs : recipe of the constituents' features, "kin", "kinpid" or "full" (see fasttag.features).
+    embed_dims, pair_embed_dims, num_heads, num_layers, num_cls_layers : sizes.
+    fc_params : hidden layers of the head, each (width, dropout) with ReLU.
+    dropout, attn_dropout, activation_dropout : in the particle blocks; there is none in the class blocks.
+    pair_extra_dim : columns of `extra` inputs of pairs (weaver's uu), embedded by a stack of their own and added.
+    remove_self_pair : no bias of a constituent with itself.
+    use_pre_activation_pair : leave out the last GELU of the pair embedding (weaver's default; its networks have it).
+    m2 : "reference" or "stable", see `fasttag.pairwise_features`.
+    bn : "batch" or "frozen": statistics of batch normalisation in training.
+    bn_stats : "real", or ("padded", P) to count each jet as P rows in the statistics of the features.
+
+    Input: `features.<inputs>`. Differentiable in the weights and, through the pair features, in p4.
+    `model(jets, extra=...)` takes extra inputs (M, pair_extra_dim) of all ordered pairs, in the layout of
+    `fasttag.pairwise_features`; `return_features=True` gives (logits, features (J, width)).
+    """
+
+    def __init__(
+        self,
+        inputs: str = "kin",
+        classes: Sequence[str] = ("QCD", "top"),
+        signal: int = 1,
+        *,
+        embed_dims: Sequence[int] = (128, 512, 128),
+        pair_embed_dims: Sequence[int] = (64, 64, 64),
+        num_heads: int = 8,
+        num_layers: int = 8,
+        num_cls_layers: int = 2,
+        fc_params: Sequence[tuple[int, float]] = (),
+        dropout: float = 0.1,
+        attn_dropout: float = 0.1,
+        activation_dropout: float = 0.1,
+        pair_extra_dim: int = 0,
+        remove_self_pair: bool = False,
+        use_pre_activation_pair: bool = False,
+        m2: str = "reference",
+        bn: str = "batch",
+        bn_stats: BatchStatistics = "real",
+    ) -> None:
+        super().__init__(classes, signal)
+        width = embed_dims[-1]
+        if width % num_heads:
+            raise ValueError(
+                f"ParticleTransformer: num_heads must divide the width {width}, got {num_heads}; change embed_dims[-1]"
+            )
+        if bn not in ("batch", "frozen"):
+            raise ValueError(f'ParticleTransformer: bn must be "batch" or "frozen", got {bn!r}; "batch" is usual')
+        self.recipe = recipe_named("ParticleTransformer", inputs)
+        self.bn, self.bn_stats, self.pair_extra_dim = bn, bn_stats, pair_extra_dim
+        self.embed = Embed(COLUMNS[inputs], embed_dims)
+        self.pair_embed = PairEmbed(
+            [*pair_embed_dims, num_heads], pair_extra_dim, not use_pre_activation_pair, remove_self_pair, m2
+        )
+        self.blocks = nn.ModuleList(
+            Block(width, num_heads, dropout, attn_dropout, activation_dropout) for _ in range(num_layers)
+        )
+        self.cls_blocks = nn.ModuleList(Block(width, num_heads) for _ in range(num_cls_layers))
+        self.cls_token = nn.Parameter(torch.empty(1, 1, width))
+        self.norm = nn.LayerNorm(width)
+        self.fc = head(width, fc_params, len(classes))
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """Xavier-uniform, also of queries, keys and values by themselves; deeper residual branches smaller (weaver)."""
+        nn.init.trunc_normal_(self.cls_token, std=0.02)
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear):
+                fans = module.in_features + module.out_features // (3 if name.endswith("in_proj") else 1)
+                nn.init.uniform_(module.weight, -math.sqrt(6 / fans), math.sqrt(6 / fans))
+                nn.init.zeros_(module.bias)
+        with torch.no_grad():
+            for i, block in enumerate(self.blocks, 1):
+                block.attn.out_proj.weight /= math.sqrt(2 * i)
+                block.fc2.weight /= math.sqrt(2 * i)
+
+    def replace_head(self, classes: Sequence[str], signal: int, fc_params: Sequence[tuple[int, float]] = ()) -> None:
+        """A fresh head for other classes; all other weights stay, as for fine-tuning."""
+        weight = self.fc[-1].weight
+        self.fc = head(self.norm.weight.numel(), fc_params, len(classes)).to(weight.device, weight.dtype)
+        self.classes, self.signal = tuple(classes), signal
+        self.config = {**self.config, "fc_params": fc_params}
+
+    def forward(self, inputs: Inputs, extra: torch.Tensor | None = None, return_features: bool = False) -> Any:
+        if (extra is None) != (self.pair_extra_dim == 0):
+            raise ValueError(
+                f"ParticleTransformer: extra must have shape (pairs, {self.pair_extra_dim}), got "
+                f"{extra if extra is None else tuple(extra.shape)}; pair_extra_dim is {self.pair_extra_dim}"
+            )
+        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or inputs.x.is_cuda:
+            found = self._features(inputs, extra)
+        else:
+            found = torch.cat(
+                [
+                    self._features(part, extra if extra is None else extra[pairs])
+                    for part, pairs in blocks_of_jets(inputs, BLOCK)
+                ]
+            )
+        logits = self.fc(found)
+        return (logits, found) if return_features else logits
+
+    def _features(self, inputs: Inputs, extra: torch.Tensor | None) -> torch.Tensor:
+        """What the class token of each jet ends as, (J, width)."""
+        frozen = self.bn == "frozen" or not self.training
+        jets = len(inputs.offsets_host) - 1
+        x = self.embed(inputs.x, jets, self.bn_stats, frozen)
+        bias = self.pair_embed(inputs, extra, frozen)
+        seed = int(torch.randint(2**62, ())) if self.training else 0
+        for layer, block in enumerate(self.blocks):
+            x = block.particles(x, inputs, bias, seed, layer)
+        tokens = Tokens(inputs)
+        cls = self.cls_token[0].expand(jets, -1)
+        for layer, block in enumerate(self.cls_blocks, len(self.blocks)):
+            cls = block.classes(cls, x, tokens, seed, layer)
+        return self.norm(cls)
