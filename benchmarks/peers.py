@@ -206,6 +206,82 @@ def _weaver_pair_embed(folder: Path, weights: int, train: bool) -> Callable[[], 
     return step if train else run
 
 
+def _padded(rows: Any, offsets: np.ndarray, least: int) -> Any:
+    """(N, C) -> (J, C, P) with zeros, P the longest jet or `least`, and which slots are taken (J, 1, P)."""
+    import torch
+
+    counts = np.diff(offsets)
+    padded = torch.zeros(len(counts), rows.shape[1], max(least, counts.max()))
+    valid = torch.zeros(len(counts), 1, padded.shape[2], dtype=torch.bool)
+    for j, part in enumerate(np.split(rows, offsets[1:-1])):
+        padded[j, :, : len(part)] = torch.from_numpy(part.T.copy())
+        valid[j, :, : len(part)] = True
+    return padded, valid
+
+
+def _state(folder: Path, names: list[str]) -> dict[str, Any]:
+    import torch
+
+    return {name: torch.from_numpy(np.load(folder / f"{name}.npy")) for name in names}
+
+
+def _weaver_edge_conv(
+    folder: Path, names: list[str], k: int, columns: int, widths: list[int], gradient: bool
+) -> Callable[[], Any]:
+    """EdgeConvBlock with its search for neighbours, on jets padded to the longest; one thread."""
+    import torch
+    from weaver.nn.model.ParticleNet import EdgeConvBlock
+
+    torch.set_num_threads(1)
+    block = EdgeConvBlock(k, columns, widths).train(gradient)
+    block.load_state_dict(_state(folder, names))
+    x, valid = _padded(np.load(folder / "x.npy"), np.load(folder / "offsets.npy"), k + 1)
+    points = x.masked_fill(~valid, 1e9)
+    x.requires_grad_(gradient)
+
+    def run() -> tuple:
+        with torch.set_grad_enabled(gradient):
+            out = block(points, x)
+        if gradient:
+            total = (out * valid).sum()
+            return tuple(g.flatten(1) if g.ndim > 1 else g for g in torch.autograd.grad(total, block.parameters()))
+        return (out,)
+
+    return run
+
+
+def _weaver_particlenet(folder: Path, names: list[str], gradient: bool) -> Callable[[], Any]:
+    """ParticleNet on jets padded to the longest, past the calls in which its trimmer does nothing; one thread.
+
+    With `gradient` without trimmer, which in training permutes and drops constituents at random; no dropout.
+    """
+    import torch
+    from weaver.nn.model.ParticleNet import ParticleNet
+
+    torch.set_num_threads(1)
+    blocks = [(16, (width,) * 3) for width in (64, 128, 256)]
+    model = ParticleNet(7, 2, blocks, [(256, 0.0)], use_fusion=False, trim=not gradient).train(gradient)
+    model.load_state_dict(_state(folder, names))
+    offsets = np.load(folder / "offsets.npy")
+    (x, valid), (points, _) = (_padded(np.load(folder / f"{name}.npy"), offsets, 17) for name in ("x", "points"))
+    label = torch.arange(len(x)) % 2
+
+    def step() -> tuple:
+        model.zero_grad()
+        loss = torch.nn.functional.cross_entropy(model(points, x, valid), label)
+        loss.backward()
+        return (loss.detach(),)
+
+    def infer() -> tuple:
+        with torch.inference_mode():
+            return (model(points, x, valid),)
+
+    if not gradient:
+        for _ in range(6):
+            infer()
+    return step if gradient else infer
+
+
 TASKS = {
     "energyflow": _energyflow_pixelate,
     "pandas_write": _pandas_write,
@@ -215,6 +291,8 @@ TASKS = {
     "dcor": _dcor,
     "weaver_pairs": _weaver_pairs,
     "weaver_pair_embed": _weaver_pair_embed,
+    "weaver_edge_conv": _weaver_edge_conv,
+    "weaver_particlenet": _weaver_particlenet,
     "weaver": _weaver,
     "energyflow_coordinates": _energyflow_coordinates,
 }

@@ -92,6 +92,8 @@ def _target(row: dict[str, Any], ceilings: dict[str, float]) -> str:
         bound = target["ratio"]
         ratios = [found["ratio"] for found in row["peers"].values() if found]
         return f">= {bound:.0f}x: {_met(min(ratios) >= bound) if ratios else 'not measured'}"
+    if "share" in target:
+        return f">= {target['share']:.0%} of the limit: {_met(row['share'] >= target['share'])}"
     return "-"
 
 

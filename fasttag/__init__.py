@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .ops import (
         distance_correlation,
         distance_covariance,
+        edge_conv,
         gelu_layer_norm,
         jet_p4,
         kinematics,
@@ -43,6 +44,7 @@ _LAZY = {
     "distance_correlation": "ops",
     "distance_covariance": "ops",
     "gelu_layer_norm": "ops",
+    "edge_conv": "ops",
     "jet_p4": "ops",
     "kinematics": "ops",
     "knn": "ops",
@@ -65,6 +67,7 @@ __all__ = [
     "compat",
     "distance_correlation",
     "distance_covariance",
+    "edge_conv",
     "features",
     "gelu_layer_norm",
     "get_threads",

@@ -48,6 +48,13 @@ def warmup(ops: Iterable[str] | None = None) -> None:
             "gelu_layer_norm": (one[None], one, one),
             "pair_bias": (np.ones((4, 1), dtype), offsets, [four, four, *layers], [four, four, one, one, one, one]),
             "particle_attention": (np.ones((1, 3, 1, 1), dtype), offsets),
+            "edge_conv": (
+                one[None],
+                np.full((1, 1), -1, np.int32),
+                offsets,
+                [one[None].repeat(2, 1), one, one, one[None], one, one],
+                [one] * 4,
+            ),
         }
         for name in names:
             getattr(functions, name)(*arguments[name])

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fasttag_kernels.distance_correlation import distance_correlation, distance_covariance
+from fasttag_kernels.edge_conv import edge_conv
 from fasttag_kernels.gelu_layer_norm import gelu_layer_norm
 from fasttag_kernels.kinematics import Kinematics
 from fasttag_kernels.kinematics import kinematics as _kinematics
@@ -28,6 +29,7 @@ __all__ = [
     "Kinematics",
     "distance_correlation",
     "distance_covariance",
+    "edge_conv",
     "gelu_layer_norm",
     "jet_p4",
     "kinematics",

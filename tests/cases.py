@@ -11,6 +11,8 @@ import numpy as np
 
 from fasttag_kernels.distance_correlation import distance_correlation
 from fasttag_kernels.distance_correlation import reference as distance_correlation_reference
+from fasttag_kernels.edge_conv import edge_conv
+from fasttag_kernels.edge_conv import reference as edge_conv_reference
 from fasttag_kernels.gelu_layer_norm import gelu_layer_norm
 from fasttag_kernels.gelu_layer_norm import reference as gelu_layer_norm_reference
 from fasttag_kernels.kinematics import kinematics
@@ -289,6 +291,29 @@ def _lists(arrays: tuple) -> tuple[list, list]:
     return list(arrays[:14]), list(arrays[14:])
 
 
+def edge_conv_weights(columns: int, widths: tuple[int, ...], dtype: Any = np.float64, seed: int = 4) -> list:
+    """Weights, then running statistics, for outputs of order one."""
+    rng = np.random.default_rng(seed)
+    shapes = list(zip((2 * columns, *widths), widths)) + [(columns, widths[-1])] * (columns != widths[-1])
+    weights, running = [], []
+    for a, b in shapes:
+        weights += [rng.normal(size=(b, a)) / a**0.5, rng.uniform(0.5, 1.5, b), rng.normal(0, 0.2, b)]
+        running += [rng.normal(0, 0.3, b), rng.uniform(0.5, 2, b)]
+    return [array.astype(dtype) for array in (*weights, *running)]
+
+
+def _neighbourhood(p4: np.ndarray, offsets: np.ndarray) -> tuple:
+    """Five columns, four neighbours; NaN where p4 is not finite: inf - inf depends on who subtracts first."""
+    x = np.random.default_rng(5).normal(size=(p4.shape[1], 5)).astype(p4.dtype)
+    x[~np.isfinite(p4).all(0)] = np.nan
+    neighbours = knn_reference.knn(x[:, :2], 4, offsets=offsets)
+    return x, neighbours, offsets, *edge_conv_weights(5, (6, 7, 8), p4.dtype)
+
+
+def _edge_conv(x: Any, neighbours: Any, offsets: Any, *arrays: Any, **options: Any) -> Any:
+    return edge_conv(x, neighbours, offsets, arrays[:12], arrays[12:], **options)
+
+
 OPS: dict[str, Op] = {
     "kinematics": Op(
         lambda p4, offsets: (p4,), kinematics, kinematics_reference.kinematics, _kinematics_scale, ragged=False
@@ -353,6 +378,18 @@ OPS: dict[str, Op] = {
         particle_attention_reference.particle_attention,
         particle_attention_reference.rounding_scale,
         pairs_at=2,
+        of_jet=lambda output, offsets, j: output[offsets[j] : offsets[j + 1]],
+    ),
+    "edge_conv": Op(
+        _neighbourhood,
+        _edge_conv,
+        lambda x, neighbours, offsets, *arrays: edge_conv_reference.edge_conv(
+            x, neighbours, offsets, arrays[:12], arrays[12:]
+        ),
+        lambda x, neighbours, offsets, *arrays: edge_conv_reference.rounding_scale(
+            x, neighbours, offsets, arrays[:12], arrays[12:]
+        ),
+        offsets_at=2,
         of_jet=lambda output, offsets, j: output[offsets[j] : offsets[j + 1]],
     ),
 }

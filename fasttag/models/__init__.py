@@ -24,6 +24,8 @@ _REGISTRY = {
     "cnn": "cnn:CNN",
     "efn": "efn:EFN",
     "particle_transformer": "particle_transformer:ParticleTransformer",
+    "particlenet": "particlenet:ParticleNet",
+    "particlenet_lite": "particlenet:ParticleNetLite",
     "pfn": "pfn:PFN",
 }
 

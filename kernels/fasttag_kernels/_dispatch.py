@@ -56,8 +56,9 @@ def check_arrays(op: str, **arrays: Any) -> str:
                 f"{op}: {name} must be a NumPy, CuPy or torch array, got {type(arrays[name]).__name__}; "
                 f"use np.asarray({name})"
             )
-    places = {name: f"{seen[name]} on {device_of(array)}" for name, array in arrays.items()}
-    if len(set(places.values())) > 1:
+    # of tensors the device itself: its name takes longer to make, and there may be twenty of them
+    if len({(seen[name], a.device if seen[name] == "torch" else device_of(a)) for name, a in arrays.items()}) > 1:
+        places = {name: f"{seen[name]} on {device_of(array)}" for name, array in arrays.items()}
         listed = ", ".join(f"{name} is {place}" for name, place in places.items())
         raise TypeError(f"{op}: all arrays must share one library and device, got {listed}; move them first")
     return next(iter(seen.values())) or ""
@@ -65,6 +66,8 @@ def check_arrays(op: str, **arrays: Any) -> str:
 
 def check_floats(op: str, **arrays: Any) -> None:
     """All float32 or all float64."""
+    if len({array.dtype for array in arrays.values()}) == 1:
+        arrays = dict([next(iter(arrays.items()))])
     dtypes = {name: dtype_of(array) for name, array in arrays.items()}
     for name, dtype in dtypes.items():
         if dtype not in FLOATS:

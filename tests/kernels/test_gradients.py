@@ -15,6 +15,7 @@ import fasttag
 from cases import CASES, OPS
 from fasttag_kernels import TABLE, _dispatch, _torch
 from fasttag_kernels.distance_correlation import distance_correlation, distance_covariance
+from fasttag_kernels.edge_conv import edge_conv
 from fasttag_kernels.gelu_layer_norm import gelu_layer_norm
 from fasttag_kernels.gelu_layer_norm import reference as gelu_reference
 from fasttag_kernels.kinematics import kinematics, reference
@@ -283,12 +284,21 @@ def pairs(number):
     return torch.from_numpy(np.random.default_rng(11).normal(size=(2, number)))
 
 
+EDGE_WEIGHTS = [torch.from_numpy(a) for a in cases.edge_conv_weights(3, (4, 5))]
+
+
+def edge_arguments(x, weights=EDGE_WEIGHTS[:9]):
+    """The arguments of edge_conv for three columns."""
+    return x, knn(x.detach(), 2, offsets=OFFSETS), OFFSETS, weights, EDGE_WEIGHTS[9:]
+
+
 def arguments_of(op):
     """Arguments of torch.ops.fasttag.<op> without `offsets_host` and `threads`."""
     p4 = massive()
     pt, _, eta, phi, _ = (x.detach() for x in kinematics(p4))
     kind = (torch.arange(9) % 5).to(torch.int8)
     settings = [5, 0.8, "centroid", True, True, True, True]
+    weights = [weight.clone().requires_grad_() for weight in EDGE_WEIGHTS[:9]]
     return {
         "kinematics": [(p4,), (massive(0),)],
         "segment": [(rows(), OFFSETS, "max"), (rows(0), torch.zeros(1, dtype=torch.int64), "mean")],
@@ -323,6 +333,10 @@ def arguments_of(op):
         "particle_attention": [
             (attended(p4).detach().requires_grad_(), OFFSETS, pairs(20).requires_grad_(), 0.2, 5, 1, [True, True]),
             (attended(p4).detach().requires_grad_(), OFFSETS, None, 0.0, 0, 0, [True, False]),
+        ],
+        "edge_conv": [
+            (*edge_arguments(rows(), weights), "batch", 6, "real", [True, True]),
+            (*edge_arguments(rows().detach(), weights), "running", 0, "ghost", [False, True]),
         ],
     }[op]
 
@@ -378,6 +392,7 @@ DIFFERENTIABLE = {
     "gelu_layer_norm": (rows, lambda values: gelu_layer_norm(values, *WEIGHTS)),
     "pair_bias": (massive, lambda p4: pair_bias(p4, OFFSETS, [w.detach() for w in NETWORK[0]], NETWORK[1])),
     "particle_attention": (massive, lambda p4: particle_attention(attended(p4), OFFSETS, bias=pairs(20))),
+    "edge_conv": (rows, lambda x: edge_conv(*edge_arguments(x))),
 }
 
 
@@ -450,6 +465,7 @@ COMPILED = {
         particle_attention(attended(p4), OFFSETS, bias=p4[:2, :4].repeat(1, 5), dropout=0.2, seed=3, layer=1),
         particle_attention(attended(p4), OFFSETS),
     ),
+    "edge_conv": lambda p4, weights: edge_conv(*edge_arguments(p4.T[:, :3]), statistics="batch"),
     "tagger": lambda p4, weights: (tagger(p4, weights),),
 }
 

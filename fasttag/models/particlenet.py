@@ -1,0 +1,157 @@
+"""ParticleNet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import relu
+
+from ..features import Inputs
+from ..ops import edge_conv, knn, segment
+from ._tagger import COLUMNS, BatchStatistics, Tagger, batch_norm, blocks_of_jets, head, recipe_named, update_running
+
+# Constituents per block in inference: the widest products per constituent, 1024 x 768 floats, are 3 MB
+BLOCK = 1024
+
+
+class EdgeConv(nn.Module):
+    """Edge convolution with k neighbours: holder of its weights under weaver's names, each of which is a 1x1 conv."""
+
+    def __init__(self, k: int, columns: int, widths: Sequence[int]) -> None:
+        super().__init__()
+        self.k = k
+        ins = [2 * columns, *widths[:-1]]
+        self.convs = nn.ModuleList(nn.Conv2d(a, b, 1, bias=False) for a, b in zip(ins, widths))
+        self.bns = nn.ModuleList(nn.BatchNorm2d(width) for width in widths)
+        if columns != widths[-1]:
+            self.sc = nn.Conv1d(columns, widths[-1], 1, bias=False)
+            self.sc_bn = nn.BatchNorm1d(widths[-1])
+
+    def forward(self, x: torch.Tensor, neighbours: torch.Tensor, inputs: Inputs, **options: Any) -> torch.Tensor:
+        """(N, columns) -> (N, widths[-1]); in training the running statistics move on."""
+        layers: list[Any] = list(zip(self.convs, self.bns))
+        if hasattr(self, "sc"):
+            layers.append((self.sc, self.sc_bn))
+        norms = [norm for _, norm in layers]
+        running = [] if self.training else [array for norm in norms for array in (norm.running_mean, norm.running_var)]
+        found = edge_conv(
+            x,
+            neighbours,
+            inputs.offsets,
+            [array for conv, norm in layers for array in (conv.weight.flatten(1), norm.weight, norm.bias)],
+            running,
+            statistics="batch" if self.training else "running",
+            offsets_host=inputs.offsets_host,
+            **options,
+        )
+        if self.training:
+            found, moments = found
+            for norm, one in zip(norms, moments.split([norm.num_features for norm in norms], 1)):
+                if count := int(one[2, 0]):  # no edge in any jet: nothing to learn
+                    update_running([norm], one[:2], count)
+        return found
+
+
+class ParticleNet(Tagger):
+    """ParticleNet, arXiv:1902.08570, on packed constituents; 366,160 parameters (kin, two classes).
+
+    Edge convolutions, the first on the nearest neighbours in (eta, phi), the following on those in the space of the
+    features of the one before; mean over the constituents; a dense head. Of weaver-core: same weights, same numbers,
+    without padding.
+
+    inputs : recipe of the constituents' features, "kin", "kinpid" or "full" (see fasttag.features).
+    conv_params : (neighbours, widths) of each edge convolution, of two layers or more.
+    fc_params : hidden layers of the head, each (width, dropout) with ReLU.
+    use_fusion : the outputs of all edge convolutions go through one more layer (weaver's default; its networks do not).
+    use_fts_bn : batch normalisation of the features.
+    use_counts : divide the sum over constituents by their number. Without it by the rows of a padded jet, the P of
+        bn_stats, or the constituents of the longest jet of the batch: as in weaver, a jet's logits then depend on it.
+    bn_stats : "real", or ("padded", P) to count each jet as P rows in batch statistics.
+    missing : "real" or "ghost", see `fasttag.edge_conv`: jets with no more constituents than neighbours.
+
+    Input: `features.<inputs>`. Differentiable in the weights and in the features; neighbours are taken as given.
+    `model(jets, neighbours=[...])` takes (N, k) int32 per edge convolution, -1 for none, in place of looking for them.
+    """
+
+    def __init__(
+        self,
+        inputs: str = "kin",
+        classes: Sequence[str] = ("QCD", "top"),
+        signal: int = 1,
+        *,
+        conv_params: Sequence[tuple[int, Sequence[int]]] = ((16, (64,) * 3), (16, (128,) * 3), (16, (256,) * 3)),
+        fc_params: Sequence[tuple[int, float]] = ((256, 0.1),),
+        use_fusion: bool = False,
+        use_fts_bn: bool = True,
+        use_counts: bool = True,
+        bn_stats: BatchStatistics = "real",
+        missing: str = "real",
+    ) -> None:
+        super().__init__(classes, signal)
+        self.recipe = recipe_named(type(self).__name__, inputs)
+        self.use_counts, self.bn_stats, self.missing = use_counts, bn_stats, missing
+        columns = [COLUMNS[inputs], *(widths[-1] for _, widths in conv_params)]
+        if use_fts_bn:
+            self.bn_fts = nn.BatchNorm1d(columns[0])
+        self.edge_convs = nn.ModuleList(
+            EdgeConv(k, before, widths) for before, (k, widths) in zip(columns, conv_params)
+        )
+        width = columns[-1]
+        if use_fusion:
+            total = sum(columns[1:])
+            width = min(max(total // 128 * 128, 128), 1024)
+            self.fusion_block = nn.Sequential(nn.Conv1d(total, width, 1, bias=False), nn.BatchNorm1d(width), nn.ReLU())
+        self.fc = head(width, fc_params, len(classes))
+
+    def forward(self, inputs: Inputs, neighbours: Sequence[torch.Tensor] | None = None) -> torch.Tensor:
+        whole = self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or inputs.x.is_cuda
+        if whole or neighbours is not None:
+            return self.fc(self._pooled(inputs, neighbours, inputs.max_n))
+        parts = [self._pooled(part, None, inputs.max_n) for part, _ in blocks_of_jets(inputs, BLOCK)]
+        return self.fc(torch.cat(parts))
+
+    def _pooled(self, inputs: Inputs, neighbours: Sequence[torch.Tensor] | None, longest: int) -> torch.Tensor:
+        """Mean over the constituents of each jet, (J, width)."""
+        jets, offsets = len(inputs.offsets_host) - 1, {"offsets": inputs.offsets, "offsets_host": inputs.offsets_host}
+        x, points, found = inputs.x, inputs.points, []
+        if hasattr(self, "bn_fts"):
+            x = batch_norm(self.bn_fts, x, jets, self.bn_stats, not self.training)
+        for i, conv in enumerate(self.edge_convs):
+            near = knn(points.detach(), conv.k, **offsets) if neighbours is None else neighbours[i]
+            x = points = conv(x, near, inputs, padded=self._padded if self.training else 0, missing=self.missing)
+            found.append(x)
+        if hasattr(self, "fusion_block"):
+            layers: list[Any] = list(self.fusion_block)
+            conv, norm = layers[:2]
+            x = torch.cat(found, 1) @ conv.weight[:, :, 0].T
+            x = relu(batch_norm(norm, x, jets, self.bn_stats, not self.training))
+        total = segment(x, **offsets)
+        if self.use_counts:
+            return total / inputs.offsets.diff().clamp(min=1)[:, None].to(total.dtype)
+        return total / max(self._padded or longest, 1)
+
+    @property
+    def _padded(self) -> int:
+        return 0 if self.bn_stats == "real" else self.bn_stats[1]
+
+
+class ParticleNetLite(ParticleNet):
+    """ParticleNet-Lite, arXiv:1902.08570, table 1: two edge convolutions of 7 neighbours; 26,416 parameters.
+
+    See `ParticleNet`.
+    """
+
+    def __init__(
+        self,
+        inputs: str = "kin",
+        classes: Sequence[str] = ("QCD", "top"),
+        signal: int = 1,
+        *,
+        conv_params: Sequence[tuple[int, Sequence[int]]] = ((7, (32,) * 3), (7, (64,) * 3)),
+        fc_params: Sequence[tuple[int, float]] = ((128, 0.1),),
+        **options: Any,
+    ) -> None:
+        super().__init__(inputs, classes, signal, conv_params=conv_params, fc_params=fc_params, **options)
