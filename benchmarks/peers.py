@@ -282,6 +282,60 @@ def _weaver_particlenet(folder: Path, names: list[str], gradient: bool) -> Calla
     return step if gradient else infer
 
 
+def _weaver_network(
+    folder: Path, network: str, config: dict[str, Any], state: str, threads: int, training: bool
+) -> Callable[[], Any]:
+    """Logits of one padded batch, in evaluation; or one step without the optimiser, and the memory that it takes."""
+    import torch
+    from weaver.nn.model import ParticleNet, ParticleTransformer
+
+    torch.set_num_threads(threads)
+    points, features, p4, mask = (
+        torch.from_numpy(np.load(folder / f"{name}.npy")) for name in ("points", "features", "p4", "mask")
+    )
+    model = getattr({"ParticleNet": ParticleNet, "ParticleTransformer": ParticleTransformer}[network], network)(
+        **config
+    )
+    model.load_state_dict(torch.load(state, weights_only=True))
+    run = {
+        "ParticleNet": lambda: model(points, features, mask=mask),
+        "ParticleTransformer": lambda: model(features, v=p4, mask=mask),
+    }[network]
+    model.eval()
+    with torch.inference_mode():
+        for _ in range(6):  # its trimmer does nothing in the first five calls
+            run()
+    model.train(training)
+    labels = torch.arange(len(mask)) % 2
+
+    def logits() -> tuple[Any]:
+        with torch.inference_mode():
+            return (run(),)
+
+    def step() -> tuple[Any]:
+        with Peak() as peak:
+            torch.nn.functional.cross_entropy(run(), labels).backward()
+        model.zero_grad()
+        return (np.array([peak.bytes]),)
+
+    return step if training else logits
+
+
+class Peak:
+    """How much more memory this process had inside, at most, than at the beginning (Linux)."""
+
+    def __enter__(self) -> Peak:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        self._before = self._status("VmRSS")
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.bytes = self._status("VmHWM") - self._before
+
+    def _status(self, name: str) -> int:
+        return 1024 * int(Path("/proc/self/status").read_text().partition(f"{name}:")[2].split()[0])
+
+
 TASKS = {
     "energyflow": _energyflow_pixelate,
     "pandas_write": _pandas_write,
@@ -295,6 +349,7 @@ TASKS = {
     "weaver_particlenet": _weaver_particlenet,
     "weaver": _weaver,
     "energyflow_coordinates": _energyflow_coordinates,
+    "weaver_network": _weaver_network,
 }
 
 

@@ -130,8 +130,7 @@ class Block(nn.Module):
 
     def _after(self, x: torch.Tensor, attended: torch.Tensor, seed: int, layer: int) -> torch.Tensor:
         """c_attn scales what out_proj gives, 16 columns each; w_resid scales the second residual only."""
-        scale = self.c_attn.repeat_interleave(x.shape[1] // self.heads)
-        o = linear(attended, self.attn.out_proj.weight * scale[:, None], self.attn.out_proj.bias * scale)
+        o = (self.attn.out_proj(attended).unflatten(1, (self.heads, -1)) * self.c_attn[:, None]).flatten(1)
         x = x + dropout(self.post_attn_norm(o), self.dropout, self.training)
         t = gelu_layer_norm(
             self.fc1(self.pre_fc_norm(x)),
