@@ -19,6 +19,7 @@ _EXTRAS = {
     "safetensors": "train",
     "tqdm": "train",
     "matplotlib": "plot",
+    "onnx": "onnx",
 }
 
 

@@ -1,4 +1,4 @@
-"""The command line: fasttag demo | process | train | evaluate | verify | models | info."""
+"""The command line: fasttag demo | process | train | evaluate | export | verify | models | info."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from .. import __version__
 from ..errors import FasttagError
 
-COMMANDS = ("demo", "process", "train", "evaluate", "verify", "models", "info")
+COMMANDS = ("demo", "process", "train", "evaluate", "export", "verify", "models", "info")
 # what files, options and operations raise; anything else is a fault of ours and keeps its traceback
 ERRORS = (FasttagError, OSError, ValueError, TypeError, ImportError, FloatingPointError, NotImplementedError)
 

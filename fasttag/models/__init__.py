@@ -142,6 +142,37 @@ def _ours(where: str, name: str | None, config: dict[str, Any]) -> tuple[dict[st
     return state, found["name"], config
 
 
+def export(model: Tagger, path: str | os.PathLike[str], *, opset: int | None = None) -> None:
+    """Write a particle_transformer or particlenet as an ONNX graph of any batch and length, atomically.
+
+    Inputs of the graph: `p4` (batch, length, 4), px, py, pz, E in GeV, in the dtype of the weights, and `valid` (batch,
+    length) bool, as `Jets.to_padded` gives them; real constituents may stand anywhere, what the others hold is not
+    looked at. Output: `probabilities` (batch, classes), those of `model(jets).softmax(1)` in evaluation mode; a jet
+    with NaN or inf in p4 gives NaN. Features are part of the graph; labels that `features.kin` prefers to the
+    sum of the constituents (jet_pt, ...) are not known there. Names of the classes, the signal, the recipe and the name
+    of the tagger are in the metadata. ONNX Runtime has no float64 for the operator Erf: use float32 weights there.
+
+    opset : 17 to the newest that the installed onnx knows; None is 17, which ONNX Runtime reads from 1.12 on.
+
+    Raises ValueError for an opset out of range, NotImplementedError for other taggers, for inputs "kinpid" and "full",
+    for extra inputs of pairs, m2="stable" and use_counts=False, ImportError without onnx.
+
+    >>> import tempfile, onnxruntime
+    >>> from fasttag import io, models
+    >>> model = models.build("particlenet_lite")
+    >>> p4, valid = io.read(io.sample_path(), stop=3).to_padded(128)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     models.export(model, f"{folder}/lite.onnx")
+    ...     session = onnxruntime.InferenceSession(f"{folder}/lite.onnx")
+    >>> session.run(None, {"p4": p4, "valid": valid})[0].shape
+    (3, 2)
+    """
+    interop.require("onnx")
+    from . import _onnx
+
+    _onnx.export(model, path, opset=opset)
+
+
 def score(model: Tagger, jets: Jets, *, batch_size: int = 1024) -> np.ndarray:
     """Signal probability (J,) float32 of each jet: softmax of the logits, column `model.signal`. No gradients.
 
