@@ -1,9 +1,12 @@
 """weaver-core 0.5: change `from weaver... import ...` into `from fasttag.compat.weaver import ...`.
 
 The originals are those of ParticleNet and ParticleTransformer; ParticleNeXt has others of the same names. Tensors are
-on the CPU; threads are those of `fasttag.set_threads`, not torch's. To use these functions in weaver's own networks
-assign them to the modules they come from before building a network: `weaver.nn.model.ParticleNet.knn = knn`. Its
-ParticleTransformer takes lists of pairs, which run as plain torch here too.
+on the CPU; threads are those of `fasttag.set_threads`, not torch's.
+
+Networks: a network file of the `weaver` command needs nothing but its import of ParticleTransformer or ParticleNet
+changed; `weaver_part.py` and `weaver_particlenet.py` in this folder are such files. To use the functions here in
+weaver's own networks assign them to the modules they come from before building a network:
+`weaver.nn.model.ParticleNet.knn = knn`. Its ParticleTransformer takes lists of pairs, plain torch here too.
 """
 
 from __future__ import annotations
@@ -24,8 +27,11 @@ from fasttag_kernels.pair_grid import LEAST_EPS, pair_grid  # noqa: E402
 from fasttag_kernels.standardize.numba_cpu import fill  # noqa: E402
 
 from ._neighbours import nearest  # noqa: E402
+from ._weaver_networks import ParticleNet, ParticleTransformer  # noqa: E402
 
 __all__ = [
+    "ParticleNet",
+    "ParticleTransformer",
     "_batched_fused_constant_pad",
     "_batched_fused_repeat_pad",
     "get_graph_feature",

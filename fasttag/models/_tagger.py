@@ -39,6 +39,11 @@ class Tagger(nn.Module):
     def __call__(self, jets: Any, **more: Any) -> Any:
         """Logits (J, classes) of Jets of any library (moved to the model's device and dtype), or of prepared inputs."""
         if isinstance(jets, Jets):
+            if self.recipe is None:
+                raise TypeError(
+                    f"{type(self).__name__}: jets must be Inputs, as inputs is a number of columns, got Jets; name a "
+                    "recipe or prepare the inputs"
+                )
             weight = next(self.parameters())
             jets = jets.to(str(weight.device), library="torch").astype(str(weight.dtype).removeprefix("torch."))
             jets = self.recipe(jets)
@@ -65,11 +70,16 @@ def head(width: int, hidden: Sequence[tuple[int, float]], classes: int) -> nn.Se
     return nn.Sequential(*layers, nn.Linear(width, classes))
 
 
-def recipe_named(tagger: str, inputs: str) -> Any:
-    """The recipe of that name for features of constituents."""
+def recipe_named(tagger: str, inputs: str | int) -> Any:
+    """The recipe of that name for features of constituents; none for a number of columns of the caller's own."""
+    if isinstance(inputs, int) and inputs > 0:
+        return None
     if inputs not in COLUMNS:
-        raise ValueError(f"{tagger}: inputs must be one of {', '.join(COLUMNS)}, got {inputs!r}; see fasttag.features")
-    return getattr(features, inputs)
+        raise ValueError(
+            f"{tagger}: inputs must be one of {', '.join(COLUMNS)} or a number of columns, got {inputs!r}; see "
+            "fasttag.features"
+        )
+    return getattr(features, str(inputs))
 
 
 def blocks_of_jets(inputs: Inputs, constituents: int) -> Iterator[tuple[Inputs, slice]]:
@@ -108,7 +118,7 @@ def batch_norm(
     return (x - mean) * (norm.weight / (var + norm.eps).sqrt()) + norm.bias
 
 
-def update_running(norms: Sequence[nn.BatchNorm1d], moments: torch.Tensor, count: int) -> None:
+def update_running(norms: Sequence[Any], moments: torch.Tensor, count: int) -> None:
     """Running statistics from the mean and variance (2, channels) that a batch of `count` had."""
     unbiased = count / max(count - 1, 1)
     for norm, (mean, var) in zip(norms, moments.split([norm.num_features for norm in norms], 1)):

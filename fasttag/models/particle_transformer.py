@@ -34,7 +34,7 @@ class PairEmbed(nn.Module):
         self.options = {"last_activation": last_activation, "remove_self_pair": remove_self_pair, "m2": m2}
 
     def forward(self, inputs: Inputs, extra: torch.Tensor | None, frozen: bool) -> torch.Tensor:
-        norms = [layer for layer in self.embed if isinstance(layer, nn.BatchNorm1d)]
+        norms: list[Any] = [layer for layer in self.embed if isinstance(layer, nn.BatchNorm1d)]
         weights = [
             parameter.flatten(1) if parameter.ndim == 3 else parameter
             for layer in self.embed
@@ -44,7 +44,12 @@ class PairEmbed(nn.Module):
             inputs.p4,
             inputs.offsets,
             weights,
-            [buffer for norm in norms for buffer in (norm.running_mean, norm.running_var)],
+            # copies in training: what autograd keeps must not change, and these do
+            [
+                buffer if frozen else buffer.clone()
+                for norm in norms
+                for buffer in (norm.running_mean, norm.running_var)
+            ],
             statistics="running" if frozen else "batch",
             ordered=self.ordered,
             pairs=count_pairs(inputs.offsets_host, "full"),
@@ -103,7 +108,7 @@ class Block(nn.Module):
 
     def particles(self, x: torch.Tensor, inputs: Inputs, bias: torch.Tensor, seed: int, layer: int) -> torch.Tensor:
         """Constituents (N, width) attend to those of their jet."""
-        qkv = self.attn.in_proj(self.pre_attn_norm(x)).view(len(x), 3, self.heads, -1)
+        qkv = self.attn.in_proj(self.pre_attn_norm(x)).unflatten(1, (3, self.heads, x.shape[1] // self.heads))
         attended = particle_attention(
             qkv,
             inputs.offsets,
@@ -119,7 +124,7 @@ class Block(nn.Module):
         """Class tokens (J, width) attend to themselves and to the constituents; queries are not normalised."""
         width = cls.shape[1]
         weight, bias = self.attn.in_proj.weight, self.attn.in_proj.bias
-        q = linear(cls, weight[:width], bias[:width]).view(len(cls), self.heads, -1)
+        q = linear(cls, weight[:width], bias[:width]).unflatten(1, (self.heads, width // self.heads))
         keys_and_values = linear(self.pre_attn_norm(tokens.join(cls, x)), weight[width:], bias[width:])
         k, v = keys_and_values.view(-1, 2, self.heads, q.shape[2]).unbind(1)
         scores = (k * q[tokens.jet]).sum(2) / math.sqrt(q.shape[2])
@@ -161,7 +166,7 @@ class Tokens:
 
 
 class Embed(nn.Module):
-    """Features of constituents -> tokens."""
+    """Normalised features of constituents -> tokens."""
 
     def __init__(self, columns: int, widths: Sequence[int]) -> None:
         super().__init__()
@@ -171,8 +176,7 @@ class Embed(nn.Module):
             layers += [nn.LayerNorm(a), nn.Linear(a, b), nn.GELU()]
         self.embed = nn.Sequential(*layers)
 
-    def forward(self, x: torch.Tensor, jets: int, bn_stats: BatchStatistics, frozen: bool) -> torch.Tensor:
-        x = batch_norm(self.input_bn, x, jets, bn_stats, frozen)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         norm, first, *rest = self.embed
         x = first(norm(x))
         for norm, dense in zip(rest[1::3], rest[2::3]):
@@ -186,7 +190,8 @@ class ParticleTransformer(Tagger):
     Attention between the constituents of a jet with a learned bias from their pairs (eq. 5), then a class token that
     attends to them. Version 1 of weaver-core: same weights, same numbers, without padding.
 
-    inputs : recipe of the constituents' features, "kin", "kinpid" or "full" (see fasttag.features).
+    inputs : recipe of the constituents' features, "kin", "kinpid" or "full" (see fasttag.features); or a number of
+        columns of `Inputs` of your own.
     embed_dims, pair_embed_dims, num_heads, num_layers, num_cls_layers : sizes.
     fc_params : hidden layers of the head, each (width, dropout) with ReLU.
     dropout, attn_dropout, activation_dropout : in the particle blocks; there is none in the class blocks.
@@ -204,7 +209,7 @@ class ParticleTransformer(Tagger):
 
     def __init__(
         self,
-        inputs: str = "kin",
+        inputs: str | int = "kin",
         classes: Sequence[str] = ("QCD", "top"),
         signal: int = 1,
         *,
@@ -234,17 +239,17 @@ class ParticleTransformer(Tagger):
             raise ValueError(f'ParticleTransformer: bn must be "batch" or "frozen", got {bn!r}; "batch" is usual')
         self.recipe = recipe_named("ParticleTransformer", inputs)
         self.bn, self.bn_stats, self.pair_extra_dim = bn, bn_stats, pair_extra_dim
-        self.embed = Embed(COLUMNS[inputs], embed_dims)
+        self.embed = Embed(inputs if isinstance(inputs, int) else COLUMNS[inputs], embed_dims)
         self.pair_embed = PairEmbed(
             [*pair_embed_dims, num_heads], pair_extra_dim, not use_pre_activation_pair, remove_self_pair, m2
         )
-        self.blocks = nn.ModuleList(
+        self.blocks: Any = nn.ModuleList(
             Block(width, num_heads, dropout, attn_dropout, activation_dropout) for _ in range(num_layers)
         )
-        self.cls_blocks = nn.ModuleList(Block(width, num_heads) for _ in range(num_cls_layers))
+        self.cls_blocks: Any = nn.ModuleList(Block(width, num_heads) for _ in range(num_cls_layers))
         self.cls_token = nn.Parameter(torch.empty(1, 1, width))
         self.norm = nn.LayerNorm(width)
-        self.fc = head(width, fc_params, len(classes))
+        self.fc: Any = head(width, fc_params, len(classes))
         self._initialise()
 
     def _initialise(self) -> None:
@@ -289,7 +294,7 @@ class ParticleTransformer(Tagger):
         """What the class token of each jet ends as, (J, width)."""
         frozen = self.bn == "frozen" or not self.training
         jets = len(inputs.offsets_host) - 1
-        x = self.embed(inputs.x, jets, self.bn_stats, frozen)
+        x = self.embed(self._normalised(inputs, frozen))
         bias = self.pair_embed(inputs, extra, frozen)
         seed = int(torch.randint(2**62, ())) if self.training else 0
         for layer, block in enumerate(self.blocks):
@@ -299,3 +304,7 @@ class ParticleTransformer(Tagger):
         for layer, block in enumerate(self.cls_blocks, len(self.blocks)):
             cls = block.classes(cls, x, tokens, seed, layer)
         return self.norm(cls)
+
+    def _normalised(self, inputs: Inputs, frozen: bool) -> torch.Tensor:
+        """The features after batch normalisation."""
+        return batch_norm(self.embed.input_bn, inputs.x, len(inputs.offsets_host) - 1, self.bn_stats, frozen)

@@ -78,7 +78,7 @@ class ParticleNet(Tagger):
 
     def __init__(
         self,
-        inputs: str = "kin",
+        inputs: str | int = "kin",
         classes: Sequence[str] = ("QCD", "top"),
         signal: int = 1,
         *,
@@ -93,7 +93,7 @@ class ParticleNet(Tagger):
         super().__init__(classes, signal)
         self.recipe = recipe_named(type(self).__name__, inputs)
         self.use_counts, self.bn_stats, self.missing = use_counts, bn_stats, missing
-        columns = [COLUMNS[inputs], *(widths[-1] for _, widths in conv_params)]
+        columns = [inputs if isinstance(inputs, int) else COLUMNS[inputs], *(widths[-1] for _, widths in conv_params)]
         if use_fts_bn:
             self.bn_fts = nn.BatchNorm1d(columns[0])
         self.edge_convs = nn.ModuleList(
@@ -116,9 +116,7 @@ class ParticleNet(Tagger):
     def _pooled(self, inputs: Inputs, neighbours: Sequence[torch.Tensor] | None, longest: int) -> torch.Tensor:
         """Mean over the constituents of each jet, (J, width)."""
         jets, offsets = len(inputs.offsets_host) - 1, {"offsets": inputs.offsets, "offsets_host": inputs.offsets_host}
-        x, points, found = inputs.x, inputs.points, []
-        if hasattr(self, "bn_fts"):
-            x = batch_norm(self.bn_fts, x, jets, self.bn_stats, not self.training)
+        x, points, found = self._normalised(inputs), inputs.points, []
         for i, conv in enumerate(self.edge_convs):
             near = knn(points.detach(), conv.k, **offsets) if neighbours is None else neighbours[i]
             x = points = conv(x, near, inputs, padded=self._padded if self.training else 0, missing=self.missing)
@@ -133,6 +131,12 @@ class ParticleNet(Tagger):
             return total / inputs.offsets.diff().clamp(min=1)[:, None].to(total.dtype)
         return total / max(self._padded or longest, 1)
 
+    def _normalised(self, inputs: Inputs) -> torch.Tensor:
+        """The features after batch normalisation."""
+        if not hasattr(self, "bn_fts"):
+            return inputs.x
+        return batch_norm(self.bn_fts, inputs.x, len(inputs.offsets_host) - 1, self.bn_stats, not self.training)
+
     @property
     def _padded(self) -> int:
         return 0 if self.bn_stats == "real" else self.bn_stats[1]
@@ -146,7 +150,7 @@ class ParticleNetLite(ParticleNet):
 
     def __init__(
         self,
-        inputs: str = "kin",
+        inputs: str | int = "kin",
         classes: Sequence[str] = ("QCD", "top"),
         signal: int = 1,
         *,
