@@ -62,7 +62,8 @@ class ParticleNet(Tagger):
     features of the one before; mean over the constituents; a dense head. Of weaver-core: same weights, same numbers,
     without padding.
 
-    inputs : recipe of the constituents' features, "kin", "kinpid" or "full" (see fasttag.features).
+    inputs : recipe of the constituents' features, "kin", "kinpid" or "full" (see fasttag.features); or a number of
+        columns of `Inputs` of your own.
     conv_params : (neighbours, widths) of each edge convolution, of two layers or more.
     fc_params : hidden layers of the head, each (width, dropout) with ReLU.
     use_fusion : the outputs of all edge convolutions go through one more layer (weaver's default; its networks do not).

@@ -90,6 +90,7 @@ def _register_gradient(op: str, row: dict[str, Any], arguments: str) -> None:
     arguments += "".join(f", Tensor {name}" for name in saved_names)
     names = list(row["arguments"])
     places = [names.index(name) for name in row["gradients"]]
+    lists = [kind == "Tensor[]" for kind in (*row["arguments"].values(), "offsets_host", "threads")]
     kinds = [row["arguments"][name].rstrip("?") for name in row["gradients"]]
     returns = kinds[0] if len(places) == 1 else f"({', '.join(kinds)})"
     torch.library.define(f"fasttag::{op}_backward", f"(Tensor gradient, {arguments}, {LAST}) -> {returns}", tags=TAGS)
@@ -127,9 +128,7 @@ def _register_gradient(op: str, row: dict[str, Any], arguments: str) -> None:
         saved = iter(ctx.saved_tensors)
         flat = [next(saved) if is_tensor else value for is_tensor, value in zip(ctx.is_tensor, ctx.rest)]
         values = tree_unflatten(flat, ctx.shape)
-        inputs = [*values[: len(names)], *values[-2:]]
-        lists = [isinstance(value, list | tuple) and bool(_tensors(value)) for value in inputs]
-        gradients: list[Any] = [[None] * len(value) if many else None for value, many in zip(inputs, lists)]
+        gradients: list[Any] = [[None] * len(value) if many else None for value, many in zip(values, lists)]
         if gradient is None:
             return tuple(gradients)
         found = getattr(torch.ops.fasttag, f"{op}_backward")(gradient, *values)

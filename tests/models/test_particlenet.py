@@ -280,5 +280,7 @@ def test_no_jets():
 
 
 def test_unknown_inputs():
-    with pytest.raises(ValueError, match="ParticleNetLite: inputs must be one of kin, kinpid, full, got 'all'"):
+    with pytest.raises(
+        ValueError, match="ParticleNetLite: inputs must be one of kin, kinpid, full or a number of columns, got 'all'"
+    ):
         models.build("particlenet_lite", inputs="all")
