@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -10,7 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.functional import dropout, gelu, linear
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import dropout, gelu, layer_norm, linear
 
 from ..features import Inputs
 from ..ops import count_pairs, gelu_layer_norm, pair_bias, particle_attention, segment, segment_softmax
@@ -87,6 +89,35 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(width, width)
 
 
+class _LinearOf(torch.autograd.Function):
+    """linear(before(x, *rest), weight, bias) that keeps x and makes before(x, *rest) again for the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, before: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, *rest: Any) -> Any:
+        ctx.before = before
+        ctx.save_for_backward(weight, x, *rest)
+        return linear(before(x, *rest), weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple:
+        weight, *inputs = ctx.saved_tensors
+        with torch.enable_grad():
+            inputs = [tensor.detach().requires_grad_() for tensor in inputs]
+            middle = ctx.before(*inputs)
+        by_x, *by_rest = torch.autograd.grad(middle, inputs, gradient @ weight)
+        return None, by_x, gradient.T @ middle.detach(), gradient.sum(0), *by_rest
+
+
+def linear_of(before: Any, x: torch.Tensor, layer: nn.Linear, norm: nn.LayerNorm) -> torch.Tensor:
+    """layer(before(x, weight and bias of norm)). A block keeps 1,408 numbers per token this way, not 2,176."""
+    return _LinearOf.apply(before, x, layer.weight, layer.bias, norm.weight, norm.bias)
+
+
+def _normalised(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    return layer_norm(x, x.shape[-1:], weight, bias)
+
+
 class Block(nn.Module):
     """What follows attention, in both kinds of blocks, and the weights of both (arXiv:2202.03772, figure 3)."""
 
@@ -108,9 +139,9 @@ class Block(nn.Module):
 
     def particles(self, x: torch.Tensor, inputs: Inputs, bias: torch.Tensor, seed: int, layer: int) -> torch.Tensor:
         """Constituents (N, width) attend to those of their jet."""
-        qkv = self.attn.in_proj(self.pre_attn_norm(x)).unflatten(1, (3, self.heads, x.shape[1] // self.heads))
+        qkv = linear_of(_normalised, x, self.attn.in_proj, self.pre_attn_norm)
         attended = particle_attention(
-            qkv,
+            qkv.unflatten(1, (3, self.heads, x.shape[1] // self.heads)),
             inputs.offsets,
             bias=bias,
             dropout=self.attn_dropout if self.training else 0.0,
@@ -137,15 +168,12 @@ class Block(nn.Module):
         """c_attn scales what out_proj gives, 16 columns each; w_resid scales the second residual only."""
         o = (self.attn.out_proj(attended).unflatten(1, (self.heads, -1)) * self.c_attn[:, None]).flatten(1)
         x = x + dropout(self.post_attn_norm(o), self.dropout, self.training)
-        t = gelu_layer_norm(
-            self.fc1(self.pre_fc_norm(x)),
-            self.post_fc_norm.weight,
-            self.post_fc_norm.bias,
-            dropout=self.activation_dropout if self.training else 0.0,
-            seed=seed,
-            layer=layer,
+        middle = functools.partial(
+            gelu_layer_norm, dropout=self.activation_dropout if self.training else 0.0, seed=seed, layer=layer
         )
-        return torch.addcmul(dropout(self.fc2(t), self.dropout, self.training), self.w_resid, x)
+        hidden = linear_of(_normalised, x, self.fc1, self.pre_fc_norm)
+        t = linear_of(middle, hidden, self.fc2, self.post_fc_norm)
+        return torch.addcmul(dropout(t, self.dropout, self.training), self.w_resid, x)
 
 
 class Tokens:
