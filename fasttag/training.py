@@ -251,7 +251,7 @@ def _named(where: str, disco: DisCo | None, loss: float, penalty: float) -> dict
 
 
 def _labelled(jets: Jets, model: Tagger, settings: Settings, where: str) -> Jets:
-    """Only what training needs, in NumPy, with labels checked: `label` and, for DisCo, `against`."""
+    """In NumPy, with labels checked: `label`, for DisCo `against`, and those of the jets that recipes look at."""
     if "label" not in jets.labels:
         raise ValueError(f"fit: {where} must have a label 'label', got {list(jets.labels)}; add the class indices")
     jets = jets.to("cpu", library="numpy")
@@ -270,7 +270,8 @@ def _labelled(jets: Jets, model: Tagger, settings: Settings, where: str) -> Jets
                 f"fit: {settings.against!r} of {where} must be finite and not the same for all background jets, "
                 f"got {values[:3].tolist()}; check the file"
             )
-    return Jets(jets.p4, jets.offsets, {}, labels)
+    labels |= {name: jets.labels[name] for name in jets.labels if name.startswith("jet_")}
+    return Jets(jets.p4, jets.offsets, dict(jets.columns), labels)
 
 
 def _against(jets: Jets, name: str, where: str) -> np.ndarray:
@@ -287,7 +288,8 @@ def _fingerprint(jets: Jets) -> str:
     """Tells data sets apart, so that a run is not resumed on other jets."""
     jets = jets.compact()
     crc = 0
-    for array in (jets.offsets, *jets.labels.values(), *jets.p4):
+    labels = (jets.labels[name] for name in ("label", "against") if name in jets.labels)
+    for array in (jets.offsets, *labels, *jets.p4):
         crc = zlib.crc32(np.ascontiguousarray(array).data, crc)
     return f"{len(jets)} jets, crc32 {crc:08x}"
 

@@ -168,6 +168,24 @@ def test_train_with_disco(folder, capsys):
         assert all(torch.equal(weights[0][key], other[key]) for key in weights[0])
 
 
+def test_train_takes_inputs(folder, capsys):
+    """Columns of the files reach the recipe, also where only some files have others besides."""
+    rng = np.random.default_rng(3)
+    for name in ("train", "val"):
+        jets = fasttag.read(folder / f"{name}.h5")
+        columns = {"charge": rng.integers(-1, 2, jets.p4.shape[1]), "kind": rng.integers(0, 5, jets.p4.shape[1])}
+        jets = jets[:60].compact() if name == "val" else jets[:120].compact()
+        jets = jets.with_columns(**{k: v[: jets.p4.shape[1]].astype(np.int8) for k, v in columns.items()})
+        fasttag.write(folder / f"charged_{name}.h5", jets)
+        fasttag.write(folder / f"more_{name}.h5", jets.with_columns(other=jets.p4[0]))
+    command = ["train", str(folder / "charged_train.h5"), str(folder / "more_train.h5"), "--epochs", "1"]
+    command += ["--val", str(folder / "charged_val.h5"), "--out", str(folder / "kinpid"), "--inputs", "kinpid"]
+    assert main([*command, "--model", "particlenet_lite"]) == 0
+    assert fasttag.models.load(folder / "kinpid" / "best.safetensors").config["inputs"] == "kinpid"
+    assert main([*command, "--model", "pfn"]) == 2
+    assert "--inputs must be left out for pfn" in capsys.readouterr().err
+
+
 def test_train_refuses_and_resumes(folder, capsys):
     command = ["train", str(folder / "train.h5"), "--val", str(folder / "val.h5"), "--model", "pfn"]
     command += ["--out", str(folder / "run1"), "--epochs", "2", "--batch-size", "50"]

@@ -178,6 +178,41 @@ def test_resume_after_any_epoch(tmp_path, toys, monkeypatch, settings):
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
+TRANSFORMER = {"num_layers": 1, "num_cls_layers": 1, "embed_dims": (16,), "pair_embed_dims": (8,), "num_heads": 2}
+
+
+def with_more(jets: Jets) -> Jets:
+    """Columns and a label that recipes look at."""
+    rng = np.random.default_rng(5)
+    columns = {"charge": rng.integers(-1, 2, jets.p4.shape[1]), "kind": rng.integers(0, 5, jets.p4.shape[1])}
+    columns = {name: column.astype(np.int8) for name, column in columns.items()}
+    return jets.with_columns(**columns).with_labels(jet_pt=rng.uniform(500, 600, len(jets)))
+
+
+def test_transformer_is_resumed(tmp_path, toys, monkeypatch):
+    """All kinds of dropout depend on (seed, epoch) only; columns and labels reach the recipe."""
+    jets = tuple(with_more(toy[:200]) for toy in toys)
+    config = {"inputs": "kinpid", **TRANSFORMER}
+    fits = lambda name: fit(
+        "particle_transformer", *jets, tmp_path / name, SETTINGS, config=config, progress=False, resume=True
+    )
+    fits("whole")
+    seen, validate = [], training._validate
+
+    def interrupted(model, val, disco):
+        seen.append(set(val.columns) | set(val.labels))
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return validate(model, val, disco)
+
+    monkeypatch.setattr(training, "_validate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fits("parts")
+    fits("parts")
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    assert seen[0] == {"charge", "kind", "label", "jet_pt"}
+
+
 def test_early_stopping(tmp_path, toys):
     noise = toys[1].with_labels(label=np.random.default_rng(1).integers(0, 2, len(toys[1])))
     run(tmp_path, (toys[0], noise), Settings(epochs=40, batch_size=50, lr=1e-2, patience=2))

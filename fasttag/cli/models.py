@@ -15,4 +15,4 @@ def run(args: argparse.Namespace) -> None:
     for name in models.available():
         model = models.build(name)
         parameters = sum(p.numel() for p in model.parameters())
-        print(f"{name:6s} {parameters:>9,} parameters   {(model.__doc__ or '').strip().splitlines()[0]}")
+        print(f"{name:20s} {parameters:>9,} parameters   {(model.__doc__ or '').strip().splitlines()[0]}")

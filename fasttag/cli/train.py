@@ -27,6 +27,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("train", type=Path, nargs="+", help="training jets, any format that fasttag reads")
     parser.add_argument("--val", type=Path, action="append", required=True, help="validation jets; may be repeated")
     parser.add_argument("--model", required=True, choices=models.available())
+    parser.add_argument(
+        "--inputs",
+        choices=("kin", "kinpid", "full"),
+        help="of particle_transformer and particlenet: four-vectors only (default), with kinds, with impact parameters",
+    )
     parser.add_argument("--out", type=Path, help="folder of the run (default runs/MODEL)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, if there is one")
     for field in dataclasses.fields(training.Settings):
@@ -44,16 +49,22 @@ def run(args: argparse.Namespace) -> None:
     settings = training.Settings(**{f.name: getattr(args, f.name) for f in dataclasses.fields(training.Settings)})
     for module in ("torch", "safetensors", "tqdm"):
         interop.require(module)
+    if args.inputs and not args.model.startswith("particle"):
+        raise ValueError(f"train: --inputs must be left out for {args.model}, got {args.inputs}; its inputs are fixed")
     folder = args.out or Path("runs") / args.model
     train, val = (_read(paths, settings.against) for paths in (args.train, args.val))
     print(f"{args.model}: {len(train):,} training jets, {len(val):,} validation jets; run in {folder}")
-    training.fit(args.model, train, val, folder, settings, resume=args.resume)
+    config = {"inputs": args.inputs} if args.inputs else {}
+    training.fit(args.model, train, val, folder, settings, config=config, resume=args.resume)
     print(f"best weights: {folder / 'best.safetensors'}")
 
 
 def _read(paths: list[Path], against: str) -> Jets:
-    """All files joined, with what training needs and no more."""
+    """All files joined, with what training may need: constituents, their columns, and labels that name the jet."""
     parts = [io.read(path) for path in paths]
-    return Jets.concatenate(
-        Jets(p.p4, p.offsets, {}, {k: p.labels[k] for k in p.labels if k in ("label", against)}) for p in parts
+    columns, labels = (
+        set.intersection(*(set(getattr(part, kind)) for part in parts)) for kind in ("columns", "labels")
     )
+    labels = {name for name in labels if name.startswith("jet_")} | {"label", against}
+    of = lambda arrays, names: {name: arrays[name] for name in arrays if name in names}
+    return Jets.concatenate(Jets(p.p4, p.offsets, of(p.columns, columns), of(p.labels, labels)) for p in parts)
