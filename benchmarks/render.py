@@ -119,6 +119,9 @@ def _caption(results: dict[str, Any]) -> str:
                 f"({memory['chunk'] / 1e6:.1f} MB) plus the result ({memory['result'] / 1e6:.1f} MB) are "
                 f"{bound / 1e6:.1f} MB: {_met(memory['peak'] <= bound)}."
             )
+        if "step_memory" in row:
+            told = ", ".join(f"{name} {bytes / 1e6:.0f} MB" for name, bytes in row["step_memory"].items())
+            lines.append(f"Memory beyond the model and its inputs of {row['op']} {row['case']}: {told}.")
     return "\n".join(lines)
 
 

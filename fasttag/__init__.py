@@ -33,7 +33,7 @@ if TYPE_CHECKING:
         segment_softmax,
     )
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 
 _LAZY = {
     "backends": "_backends",
