@@ -1,8 +1,9 @@
-"""ParticleNet: one jet, a batch, a training step; beside weaver-core's, padded to the longest jet."""
+"""ParticleNet: one jet, a batch, a training step; beside weaver-core's and ONNX Runtime, padded to the longest jet."""
 
 import copy
 
 import numpy as np
+import onnx_peer
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
@@ -69,7 +70,7 @@ def test_inference(compare, problem, child, batch):
             f"B = {batch}, inference",
             p,
             ours,
-            {"weaver": (peer, p.jets)},
+            {"weaver": (peer, p.jets), "ONNX Runtime": onnx_peer.peer(model, p)},
             flops=flops(model, p),
             target={"us": 4800, "ceiling": "sgemm_1"},
         )

@@ -12,12 +12,11 @@ README = (Path(__file__).parent.parent / "README.md").read_text()
 
 
 def test_operations():
-    rows = re.findall(r"^\| `(\w+)` \|.*\| (Numba|torch, Numba) \| (not yet|CUDA C) \| (-|`[^|]*`) \|$", README, re.M)
+    rows = re.findall(r"^\| `(\w+)` \|.*\| (Numba) \| (not yet|CUDA C) \| (-|`[^|]*`) \|$", README, re.M)
     gradients = {op: ", ".join(f"`{name}`" for name in row["gradients"]) or "-" for op, row in TABLE.items()}
     columns = {
         ("numba",): ("Numba", "not yet"),
         ("numba", "cuda"): ("Numba", "CUDA C"),
-        ("torch",): ("torch, Numba", "not yet"),
     }
     assert rows == [(op, *columns[tuple(row["backends"])], gradients[op]) for op, row in TABLE.items()]
     assert "compiled and emulated, not yet run on a GPU" in README

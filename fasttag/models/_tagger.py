@@ -83,12 +83,13 @@ def recipe_named(tagger: str, inputs: str | int) -> Any:
 
 
 def blocks_of_jets(inputs: Inputs, constituents: int) -> Iterator[tuple[Inputs, slice]]:
-    """Runs of about that many constituents, and where their pairs are; one run where there are no jets."""
+    """Runs of about that many constituents, and where their pairs are; one run where all are in it."""
     host = inputs.offsets_host
+    if host[-1] <= constituents:
+        yield inputs, slice(0, int((np.diff(host) ** 2).sum()))
+        return
     pairs = np.concatenate([[0], np.cumsum(np.diff(host) ** 2)])
     first, jets = 0, len(host) - 1
-    if not jets:
-        yield inputs, slice(0, 0)
     while first < jets:
         last = max(first + 1, int(np.searchsorted(host, host[first] + constituents, side="right")) - 1)
         a, b = int(host[first]), int(host[last])

@@ -24,6 +24,8 @@ def library_of(array: Any) -> str | None:
 
     Not memoised: it takes 0.2 us, and torch.compile warns of functools caches and fails on dicts with types as keys.
     """
+    if type(array) is np.ndarray:
+        return "numpy"
     for base in type(array).__mro__:
         if base.__name__ in ("ndarray", "Tensor"):
             root = base.__module__.partition(".")[0]
@@ -49,6 +51,8 @@ def dtype_of(array: Any) -> str:
 
 def check_arrays(op: str, **arrays: Any) -> str:
     """Every argument an array, all of one library and device; gives back the library."""
+    if all(type(array) is np.ndarray for array in arrays.values()):
+        return "numpy"
     seen = {name: library_of(array) for name, array in arrays.items()}
     for name, library in seen.items():
         if library is None:
@@ -140,7 +144,7 @@ def backend_for(op: str, library: str, device: str) -> str:
     raise NotImplementedError(f"{op}: no kernel for {library} on {device}; there is {row}; move the arrays there")
 
 
-RUNS_ON = {"numba": "cpu", "torch": "cpu", "cuda": "cuda", "triton": "cuda"}
+RUNS_ON = {"numba": "cpu", "cuda": "cuda", "triton": "cuda"}
 
 
 def call(op: str, *arguments: Any, threads: int | None = None, offsets_host: Any = None) -> Any:
@@ -258,12 +262,17 @@ def _way(
 ) -> tuple[Any, Callable, dict]:
     """How a backend is called: the device of `array` to be on, how it sees arrays, its keywords."""
     if RUNS_ON[backend] == "cpu":
-        return contextlib.nullcontext(), _numpy_view, {"threads": threads}
+        view = _same if type(array) is np.ndarray else _numpy_view
+        return contextlib.nullcontext(), view, {"threads": threads}
     from . import _cuda
 
     keywords = {"offsets_host": offsets_host} if "offsets" in TABLE[op]["arguments"] else {}
     return _cuda.on(array), _cuda.view, keywords
 
 
+def _same(argument: Any) -> Any:
+    return argument
+
+
 def _numpy_view(argument: Any) -> Any:
-    return argument.detach().numpy() if library_of(argument) == "torch" else argument
+    return argument.numpy(force=True) if library_of(argument) == "torch" else argument

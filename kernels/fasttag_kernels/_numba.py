@@ -75,7 +75,8 @@ def inputs(*arrays: np.ndarray) -> tuple[np.ndarray, ...]:
     """Contiguous, aligned, read-only views: one compiled version serves writeable and read-only arrays."""
     views = []
     for array in arrays:
-        view = np.require(array, requirements=["C", "A"]).view()
+        fits = array.flags.c_contiguous and array.flags.aligned  # np.require takes 1 us to see that
+        view = array.view() if fits else np.require(array, requirements=["C", "A"]).view()
         view.flags.writeable = False
         views.append(view)
     return tuple(views)

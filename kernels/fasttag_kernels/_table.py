@@ -182,8 +182,8 @@ TABLE: dict[str, dict[str, Any]] = {
         "paper": "Vaswani et al., arXiv:1706.03762, eq. (1); Particle Transformer, arXiv:2202.03772, eq. (5)",
     },
     "edge_conv": {
-        "backends": {"torch": "edge_conv.torch_cpu:run"},
-        "backward": {"torch": "edge_conv.torch_cpu:backward"},
+        "backends": {"numba": "edge_conv.numba_cpu:run"},
+        "backward": {"numba": "edge_conv.numba_cpu:backward"},
         "arguments": {
             "x": "Tensor",
             "neighbours": "Tensor",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -243,6 +245,35 @@ def test_order_of_constituents_does_not_matter():
     other = (array.gather(1, order[..., None].expand_as(array)) for array in (x, points))
     with torch.no_grad():
         torch.testing.assert_close(model(ragged(x, points, mask)), model(ragged(*other, mask)), rtol=1e-12, atol=1e-12)
+
+
+def test_inference_follows_the_weights():
+    """Changed in place, put elsewhere, converted, copied: inference looks at memory, which it must look up again."""
+    model = randomised().eval()
+    x, points, mask = padded_jets((30, 17))
+    inputs = ragged(x, points, mask)
+
+    def check(model, inputs=inputs):
+        with torch.no_grad():
+            found = model(inputs)
+        torch.testing.assert_close(found, model(inputs).detach(), rtol=1e-6, atol=1e-6)
+        return found
+
+    seen = [check(model)]
+    conv = model.edge_convs[1]
+    with torch.no_grad():
+        conv.convs[0].weight.mul_(0.5)
+    seen.append(check(model))
+    conv.convs[1].weight.data = conv.convs[1].weight.data * 0.5
+    seen.append(check(model))
+    conv.bns[0] = nn.BatchNorm2d(len(conv.bns[0].weight), dtype=torch.float64).eval()
+    seen.append(check(model))
+    other = copy.deepcopy(model)
+    other.edge_convs[1].bns[1].running_var.mul_(4)
+    seen.append(check(other))
+    assert torch.equal(check(model), seen[3])
+    assert all((a - b).abs().max() > 1e-6 for a, b in pairwise(seen))
+    check(model.float(), inputs._replace(x=inputs.x.float(), points=inputs.points.float()))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -8,6 +8,7 @@ from .. import _dispatch
 
 STATISTICS = ("running", "batch")
 MISSING = ("real", "ghost")
+ROWS, COLUMNS = 16, 32  # rows and columns of what products read and write are padded to multiples of these
 
 
 def edge_conv(
@@ -114,6 +115,11 @@ def edge_conv(
     return out if statistics == "running" else (out, moments)
 
 
+def up(number: int, step: int) -> int:
+    """The next multiple of a step."""
+    return -(-number // step) * step
+
+
 def layers_of(channels: int, weights: list) -> int:
     """L: the last three of `weights` belong to the shortcut where their width is not `channels`."""
     return len(weights) // 3 - (weights[-3].shape[0] != channels)
@@ -181,8 +187,9 @@ def outputs(
     needed: list[bool],
 ) -> tuple:
     """The result, the moments, and for the gradient what each layer but the first gave before its normalisation."""
-    dtype, edges = _dispatch.dtype_of(x), (x.shape[0] * neighbours.shape[1] + 15) // 16 * 16
+    dtype, layers = _dispatch.dtype_of(x), layers_of(x.shape[1], weights)
     widths = [weights[i].shape[0] for i in range(0, len(weights), 3)]
-    kept = edges * sum(widths[1 : layers_of(x.shape[1], weights)]) if any(needed) else 0
+    edges, channels = up(x.shape[0] * neighbours.shape[1], ROWS), up(max(widths[:layers]), COLUMNS)
+    kept = (layers - 1) * edges * channels if any(needed) else 0
     moments = sum(widths) if statistics == "batch" else 0
     return ((x.shape[0], widths[-1]), dtype), ((3, moments), "float64"), ((kept,), dtype)

@@ -3,6 +3,7 @@
 import numpy as np
 
 from .._numba import kernel
+from .._simd import LANES, load, store, store_first
 
 
 @kernel
@@ -17,48 +18,47 @@ def locate(first, last, neighbours, offsets, ghost, index):
 
 
 @kernel
-def edges(first, last, nodes, index, z):
-    """W_1 e of each edge; zeros where there is none, and in the rows behind."""
-    k, channels = index.shape[1], z.shape[1]
+def edges(first, last, nodes, side, index, width, z):
+    """W_1 e of each edge; zeros where there is none."""
+    k = index.shape[1]
     for i in range(first, last):
         for n in range(k):
-            row, j = (i - first) * k + n, index[i, n]
+            row, j = (i - first) * k + n, np.int64(index[i, n])
             if j < 0:
                 z[row] = 0
             else:
-                for c in range(channels):
-                    z[row, c] = nodes[i, c] + nodes[j, channels + c]
-    z[(last - first) * k :] = 0
+                for c in range(0, width, LANES):
+                    store(z, row, c, load(nodes, i, c) + load(nodes, j, side + c))
 
 
 @kernel
-def activate(z, scale, shift, h):
+def activate(rows, width, z, scale, shift, h):
     """max(0, BN(z)); NaN stays NaN."""
-    for row in range(z.shape[0]):
-        for c in range(z.shape[1]):
-            u = z[row, c] * scale[c] + shift[c]
-            h[row, c] = 0 if u < 0 else u
+    zero = z.dtype.type(0)
+    for row in range(rows):
+        for c in range(0, width, LANES):
+            at = c // LANES
+            store(h, row, c, max(zero, load(z, row, c) * load(scale, at, 0) + load(shift, at, 0)))
 
 
 @kernel
 def pool(first, last, z, index, scale, shift, added, column, added_scale, added_shift, out):
     """Mean over the edges of each point, plus the shortcut, whose products lie in `added` from `column` on."""
-    k, channels = index.shape[1], z.shape[1]
-    total = np.empty(channels, z.dtype)
+    k, width, zero = index.shape[1], out.shape[1], z.dtype.type(0)
     for i in range(first, last):
-        total[:] = 0
         count = 0
         for n in range(k):
-            if index[i, n] >= 0:
-                count += 1
-                row = (i - first) * k + n
-                for c in range(channels):
-                    u = z[row, c] * scale[c] + shift[c]
-                    total[c] += 0 if u < 0 else u
+            count += index[i, n] >= 0
         part = z.dtype.type(1 / max(count, 1))
-        for c in range(channels):
-            u = total[c] * part + (added[i, column + c] * added_scale[c] + added_shift[c])
-            out[i, c] = 0 if u < 0 else u
+        for c in range(0, width, LANES):
+            at = c // LANES
+            by, to = load(scale, at, 0), load(shift, at, 0)
+            total = by * zero
+            for n in range(k):
+                if index[i, n] >= 0:
+                    total = total + max(zero, load(z, (i - first) * k + n, c) * by + to)
+            own = load(added, i, column + c) * load(added_scale, at, 0) + load(added_shift, at, 0)
+            store_first(out[i], c, max(zero, total * part + own), min(LANES, width - c))
 
 
 @kernel
@@ -69,7 +69,7 @@ def moments(first, last, z, index, sums):
         for n in range(k):
             if index[i, n] >= 0:
                 row = (i - first) * k + n
-                for c in range(z.shape[1]):
+                for c in range(sums.shape[1]):
                     value = np.float64(z[row, c])
                     sums[0, c] += value
                     sums[1, c] += value * value
@@ -86,20 +86,20 @@ def spread(first, last, gradient, index, up):
         part = gradient.dtype.type(1 / max(count, 1))
         for n in range(k):
             row = (i - first) * k + n
-            for c in range(up.shape[1]):
+            for c in range(gradient.shape[1]):
                 up[row, c] = gradient[i, c] * part
 
 
 @kernel
 def gradient_sums(first, last, z, up, index, scale, shift, mean, sums):
     """Add the sums over edges of g and g (z - mean), with g the gradient behind the normalisation."""
-    k = index.shape[1]
+    k, zero = index.shape[1], z.dtype.type(0)
     for i in range(first, last):
         for n in range(k):
             if index[i, n] >= 0:
                 row = (i - first) * k + n
-                for c in range(z.shape[1]):
-                    g = np.float64(up[row, c] if z[row, c] * scale[c] + shift[c] > 0 else 0)
+                for c in range(sums.shape[1]):
+                    g = np.float64(up[row, c] if z[row, c] * scale[c] + shift[c] > 0 else zero)
                     sums[0, c] += g
                     sums[1, c] += g * (z[row, c] - mean[c])
 
@@ -107,37 +107,35 @@ def gradient_sums(first, last, z, up, index, scale, shift, mean, sums):
 @kernel
 def normalise_backward(first, last, z, up, index, scale, shift, mean, constant, slope):
     """up, the gradient behind max(0, BN(z)), becomes that in z: scale g + constant + slope (z - mean)."""
-    k = index.shape[1]
+    k, zero = index.shape[1], z.dtype.type(0)
     for i in range(first, last):
         for n in range(k):
             row = (i - first) * k + n
             if index[i, n] < 0:
                 up[row] = 0
             else:
-                for c in range(z.shape[1]):
-                    g = up[row, c] if z[row, c] * scale[c] + shift[c] > 0 else 0
+                for c in range(len(slope)):
+                    g = up[row, c] if z[row, c] * scale[c] + shift[c] > 0 else zero
                     up[row, c] = scale[c] * g + constant[c] + slope[c] * (z[row, c] - mean[c])
-    up[(last - first) * k :] = 0
 
 
 @kernel
-def collect(first, last, up, offsets, index, nodes, scale, shift, mean, constant, slope, grad_nodes):
+def collect(first, last, up, offsets, index, nodes, side, scale, shift, mean, constant, slope, grad_nodes):
     """What the edges of jets first..last give to both their ends: a jet has one owner, so there is one order."""
-    k, channels = index.shape[1], up.shape[1]
+    k, zero = index.shape[1], up.dtype.type(0)
     for jet in range(first, last):
-        a, b = offsets[jet] - offsets[0], offsets[jet + 1] - offsets[0]
-        grad_nodes[a:b, : 2 * channels] = 0
+        a, b = offsets[jet], offsets[jet + 1]
         for i in range(a, b):
             for n in range(k):
                 j, row = index[i, n], i * k + n
                 if j < 0:
                     continue
-                for c in range(channels):
-                    z = nodes[i, c] + nodes[j, channels + c]
-                    g = up[row, c] if z * scale[c] + shift[c] > 0 else 0
+                for c in range(len(slope)):
+                    z = nodes[i, c] + nodes[j, side + c]
+                    g = up[row, c] if z * scale[c] + shift[c] > 0 else zero
                     g = scale[c] * g + constant[c] + slope[c] * (z - mean[c])
                     up[row, c] = g
                     grad_nodes[i, c] += g
                 if j < b:
-                    for c in range(channels):
-                        grad_nodes[j, channels + c] += up[row, c]
+                    for c in range(len(slope)):
+                        grad_nodes[j, side + c] += up[row, c]
