@@ -3,12 +3,12 @@
 import copy
 
 import numpy as np
-import onnx_peer
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
 import fasttag
+import onnx_peer
 from fasttag import features, models
 from problems import Problem
 from timing import torch_threads

@@ -55,8 +55,10 @@ def warmup(ops: Iterable[str] | None = None) -> None:
                 [one[None].repeat(2, 1), one, one, one[None], one, one],
                 [one] * 4,
             ),
+            "particle_encoder": (one[None], offsets, one[None], one.repeat(42)),
         }
+        options = {"particle_encoder": {"embed_dims": (8,), "heads": 1, "layers": 0, "cls_layers": 0}}
         for name in names:
-            getattr(functions, name)(*arguments[name])
+            getattr(functions, name)(*arguments[name], **options.get(name, {}))
         if "distance_correlation" in names:
             functions.distance_correlation(many, many)

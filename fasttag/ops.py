@@ -17,6 +17,7 @@ from fasttag_kernels.pair_grid import pair_grid
 from fasttag_kernels.pairwise_features import count_pairs
 from fasttag_kernels.pairwise_features import pairwise_features as _pairwise_features
 from fasttag_kernels.particle_attention import particle_attention
+from fasttag_kernels.particle_encoder import particle_encoder
 from fasttag_kernels.pixelate import pixelate as _pixelate
 from fasttag_kernels.segment import segment
 from fasttag_kernels.segment_softmax import segment_softmax
@@ -39,6 +40,7 @@ __all__ = [
     "pair_grid",
     "pairwise_features",
     "particle_attention",
+    "particle_encoder",
     "pixelate",
     "segment",
     "segment_softmax",

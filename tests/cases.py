@@ -29,6 +29,8 @@ from fasttag_kernels.pairwise_features import FEATURES, pairwise_features
 from fasttag_kernels.pairwise_features import reference as pairwise_features_reference
 from fasttag_kernels.particle_attention import particle_attention
 from fasttag_kernels.particle_attention import reference as particle_attention_reference
+from fasttag_kernels.particle_encoder import length_of, particle_encoder
+from fasttag_kernels.particle_encoder import reference as particle_encoder_reference
 from fasttag_kernels.pixelate import CHANNELS, pixelate
 from fasttag_kernels.pixelate import reference as pixelate_reference
 from fasttag_kernels.segment import REDUCTIONS, segment
@@ -314,6 +316,26 @@ def _edge_conv(x: Any, neighbours: Any, offsets: Any, *arrays: Any, **options: A
     return edge_conv(x, neighbours, offsets, arrays[:12], arrays[12:], **options)
 
 
+ENCODER = {"embed_dims": (16, 8), "heads": 2, "layers": 2, "cls_layers": 2}
+
+
+def encoder_weights(columns: int, sizes: dict[str, Any], dtype: Any = np.float64) -> np.ndarray:
+    """Layers of all kinds at their usual size, and none of a scale of one or a shift of zero."""
+    number = length_of(columns, sizes["embed_dims"], sizes["layers"], sizes["cls_layers"])
+    return np.random.default_rng(12).normal(0.1, 0.4, number).astype(dtype)
+
+
+def _encoded(p4: np.ndarray, offsets: np.ndarray) -> tuple:
+    """Five columns, NaN where p4 is not finite, and a bias that leaves out pairs and is not symmetric."""
+    p4, offsets = _short_jets(p4, offsets)
+    rng = np.random.default_rng(11)
+    x = rng.normal(size=(p4.shape[1], 5)).astype(p4.dtype)
+    x[~np.isfinite(p4).all(0), 3] = np.nan
+    bias = rng.normal(0, 2, (2, int((np.diff(offsets) ** 2).sum()))).astype(p4.dtype)
+    bias[rng.random(bias.shape) < 0.1] = -np.inf
+    return x, offsets, bias, encoder_weights(5, ENCODER, p4.dtype)
+
+
 OPS: dict[str, Op] = {
     "kinematics": Op(
         lambda p4, offsets: (p4,), kinematics, kinematics_reference.kinematics, _kinematics_scale, ragged=False
@@ -391,6 +413,13 @@ OPS: dict[str, Op] = {
         ),
         offsets_at=2,
         of_jet=lambda output, offsets, j: output[offsets[j] : offsets[j + 1]],
+    ),
+    "particle_encoder": Op(
+        _encoded,
+        lambda *arrays, **options: particle_encoder(*arrays, **ENCODER, **options),
+        lambda *arrays: particle_encoder_reference.particle_encoder(*arrays, **ENCODER),
+        lambda *arrays: particle_encoder_reference.rounding_scale(*arrays, **ENCODER),
+        pairs_at=2,
     ),
 }
 

@@ -110,12 +110,14 @@ def batch_norm(
     norm: nn.BatchNorm1d, x: torch.Tensor, jets: int, bn_stats: BatchStatistics, frozen: bool
 ) -> torch.Tensor:
     """Batch normalisation of rows (N, C); statistics of these rows, or of `jets` times P rows, the others being 0."""
-    if frozen:
-        return nn.functional.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
-    count = len(x) if bn_stats == "real" else jets * bn_stats[1]
-    mean = x.sum(0) / count
-    var = ((x - mean).square().sum(0) + (count - len(x)) * mean.square()) / count
-    update_running([norm], torch.stack([mean, var]).detach(), count)
+    stored: Any = norm
+    if frozen:  # not by torch's function, which wakes all threads for fifty rows
+        mean, var = stored.running_mean, stored.running_var
+    else:
+        count = len(x) if bn_stats == "real" else jets * bn_stats[1]
+        mean = x.sum(0) / count
+        var = ((x - mean).square().sum(0) + (count - len(x)) * mean.square()) / count
+        update_running([norm], torch.stack([mean, var]).detach(), count)
     return (x - mean) * (norm.weight / (var + norm.eps).sqrt()) + norm.bias
 
 

@@ -14,12 +14,22 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import dropout, gelu, layer_norm, linear
 
+from fasttag_kernels.particle_encoder import MOST_HEADS, MULTIPLE
+
 from ..features import Inputs
-from ..ops import count_pairs, gelu_layer_norm, pair_bias, particle_attention, segment, segment_softmax
+from ..ops import (
+    count_pairs,
+    gelu_layer_norm,
+    pair_bias,
+    particle_attention,
+    particle_encoder,
+    segment,
+    segment_softmax,
+)
 from ._tagger import COLUMNS, BatchStatistics, Tagger, batch_norm, blocks_of_jets, head, recipe_named, update_running
 
-# Constituents per block in inference: the widest activations, 512 x 512 floats, are 1 MB, a second-level cache
-BLOCK = 512
+# Constituents per block in inference: of jets of 50 the bias, 3 MB in float32, stays in a third-level cache
+BLOCK = 2048
 
 
 class PairEmbed(nn.Module):
@@ -37,21 +47,13 @@ class PairEmbed(nn.Module):
 
     def forward(self, inputs: Inputs, extra: torch.Tensor | None, frozen: bool) -> torch.Tensor:
         norms: list[Any] = [layer for layer in self.embed if isinstance(layer, nn.BatchNorm1d)]
-        weights = [
-            parameter.flatten(1) if parameter.ndim == 3 else parameter
-            for layer in self.embed
-            for parameter in layer.parameters()
-        ]
+        weights, running = self.arrays()
         found = pair_bias(
             inputs.p4,
             inputs.offsets,
             weights,
             # copies in training: what autograd keeps must not change, and these do
-            [
-                buffer if frozen else buffer.clone()
-                for norm in norms
-                for buffer in (norm.running_mean, norm.running_var)
-            ],
+            running if frozen else [buffer.clone() for buffer in running],
             statistics="running" if frozen else "batch",
             ordered=self.ordered,
             pairs=count_pairs(inputs.offsets_host, "full"),
@@ -65,6 +67,16 @@ class PairEmbed(nn.Module):
             self.fts_embed.train(not frozen)
             found = found + self.fts_embed(extra.T[None])[0]
         return found
+
+    def arrays(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Weights and running statistics as `pair_bias` takes them."""
+        weights = [
+            parameter.flatten(1) if parameter.ndim == 3 else parameter
+            for layer in self.embed
+            for parameter in layer.parameters()
+        ]
+        norms: list[Any] = [layer for layer in self.embed if isinstance(layer, nn.BatchNorm1d)]
+        return weights, [buffer for norm in norms for buffer in (norm.running_mean, norm.running_var)]
 
     def _counted(self, inputs: Inputs) -> int:
         """How many pairs the statistics are over."""
@@ -175,6 +187,15 @@ class Block(nn.Module):
         t = linear_of(middle, hidden, self.fc2, self.post_fc_norm)
         return torch.addcmul(dropout(t, self.dropout, self.training), self.w_resid, x)
 
+    def flat(self) -> list[torch.Tensor]:
+        """The weights in the order of `particle_encoder`; c_attn is in the rows of out_proj."""
+        attn = self.attn.in_proj, self.attn.out_proj
+        layers = self.pre_attn_norm, *attn, self.post_attn_norm, self.pre_fc_norm, self.fc1, self.post_fc_norm, self.fc2
+        arrays = [parameter for layer in layers for parameter in (layer.weight, layer.bias)]
+        c_attn = self.c_attn.repeat_interleave(len(self.w_resid) // self.heads)
+        arrays[4:6] = arrays[4] * c_attn[:, None], arrays[5] * c_attn
+        return [*arrays, self.w_resid]
+
 
 class Tokens:
     """Packed rows with the class token of each jet before its constituents."""
@@ -210,6 +231,49 @@ class Embed(nn.Module):
         for norm, dense in zip(rest[1::3], rest[2::3]):
             x = dense(gelu_layer_norm(x, norm.weight, norm.bias))
         return gelu(x)
+
+
+class Packed:
+    """The weights of a model as the kernels of inference take them, made again when one has changed.
+
+    Seen are new tensors, new memory and what raises the version counter of a tensor: all but writing by `.data` or
+    NumPy, after which `model.eval()` makes them anew.
+    """
+
+    def __init__(self) -> None:
+        self.key: list[tuple[int, int]] = []
+        self.places: list[tuple[dict[str, Any], str]] = []
+
+    def __reduce__(self) -> tuple:  # a copy of the model packs its own
+        return Packed, ()
+
+    def __call__(self, model: ParticleTransformer) -> tuple:
+        """Weights and running statistics for `pair_bias`, weights for `particle_encoder`."""
+        tensors = [group[name] for group, name in self.places]
+        if not tensors:
+            self.places = [
+                (group, name)
+                for module in model.modules()
+                for group in (module._parameters, module._buffers)
+                for name in group
+            ]
+            tensors = [group[name] for group, name in self.places]
+        try:
+            key = [(tensor.data_ptr(), tensor._version) for tensor in tensors]
+        except RuntimeError:  # tensors made in inference mode count no versions
+            key = []
+        if not key or key != self.key:
+            lists = [[tensor.detach().numpy() for tensor in group] for group in model.pair_embed.arrays()]
+            parts = list(model.embed.embed.parameters())
+            for block in model.blocks:
+                parts += block.flat()
+            parts.append(model.cls_token)
+            for block in model.cls_blocks:
+                parts += block.flat()
+            parts += model.norm.parameters()
+            self.arrays = *lists, np.concatenate([part.detach().numpy().ravel() for part in parts])
+            self.key = key
+        return self.arrays
 
 
 class ParticleTransformer(Tagger):
@@ -278,6 +342,14 @@ class ParticleTransformer(Tagger):
         self.cls_token = nn.Parameter(torch.empty(1, 1, width))
         self.norm = nn.LayerNorm(width)
         self.fc: Any = head(width, fc_params, len(classes))
+        self.sizes: dict[str, Any] = {
+            "embed_dims": tuple(embed_dims),
+            "heads": num_heads,
+            "layers": num_layers,
+            "cls_layers": num_cls_layers,
+        }
+        self.fits = num_heads <= MOST_HEADS and not any(width % MULTIPLE for width in embed_dims)
+        self.packed = Packed()
         self._initialise()
 
     def _initialise(self) -> None:
@@ -306,17 +378,29 @@ class ParticleTransformer(Tagger):
                 f"ParticleTransformer: extra must have shape (pairs, {self.pair_extra_dim}), got "
                 f"{extra if extra is None else tuple(extra.shape)}; pair_extra_dim is {self.pair_extra_dim}"
             )
-        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or inputs.x.is_cuda:
+        traced = torch.is_grad_enabled() or torch.compiler.is_compiling()
+        if self.training or traced or inputs.x.is_cuda or not self.fits:
             found = self._features(inputs, extra)
         else:
-            found = torch.cat(
-                [
-                    self._features(part, extra if extra is None else extra[pairs])
-                    for part, pairs in blocks_of_jets(inputs, BLOCK)
-                ]
-            )
+            parts = list(blocks_of_jets(inputs, BLOCK)) if len(inputs.x) > BLOCK else [(inputs, slice(None))]
+            found = torch.cat([self._inference(part, extra if extra is None else extra[at]) for part, at in parts])
         logits = self.fc(found)
         return (logits, found) if return_features else logits
+
+    def _inference(self, inputs: Inputs, extra: torch.Tensor | None) -> torch.Tensor:
+        """What `_features` gives, without all that a gradient needs."""
+        weights, running, flat = self.packed(self)
+        offsets = inputs.offsets_host
+        found = pair_bias(inputs.p4.detach().numpy(), offsets, weights, running, **self.pair_embed.options)
+        if extra is not None:
+            found = found + self.pair_embed.fts_embed(extra.T[None])[0].numpy()
+        x = self._normalised(inputs, True).detach().numpy()
+        return torch.from_numpy(particle_encoder(x, offsets, found, flat, **self.sizes))
+
+    def train(self, mode: bool = True) -> ParticleTransformer:
+        """As of every module; the weights of inference are made anew."""
+        self.packed = Packed()
+        return super().train(mode)
 
     def _features(self, inputs: Inputs, extra: torch.Tensor | None) -> torch.Tensor:
         """What the class token of each jet ends as, (J, width)."""

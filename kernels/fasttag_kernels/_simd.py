@@ -202,56 +202,86 @@ _HAS_512 = numba.config.CPU_NAME is None and get_host_cpu_features().get("avx512
 ROWS, WIDTH = (8, 2) if _HAS_512 else (4, 1)
 
 
-@intrinsic
-def _block(typing, a, b, start, out, row, column, depth):
-    """The part of `multiply` that begins at out[row, column]."""
+def _of_width(width):
+    """A product of ROWS rows and that many vectors."""
 
-    def generate(context, builder, signature, arguments):
-        kinds, (a_, b_, start_, out_, first, at, count) = signature.args, arguments
-        lanes, align = 512 // out.dtype.bitwidth, out.dtype.bitwidth // 8
-        vector = ir.VectorType(context.get_data_type(out.dtype), lanes)
-        lane = lambda i: ir.Constant(first.type, i)
-        rows = [builder.add(first, lane(r)) for r in range(ROWS)]
-        columns = [builder.add(at, lane(lanes * w)) for w in range(WIDTH)]
-        factors = context.make_array(kinds[0])(context, builder, a_)
-        numbers = context.make_array(kinds[2])(context, builder, start_)
+    @intrinsic
+    def _block(typing, a, b, start, out, row, column, depth):
+        """The part of `multiply` that begins at out[row, column]."""
 
-        def spread(value):
-            one = builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.Constant(ir.IntType(32), 0))
-            return builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes))
+        def generate(context, builder, signature, arguments):
+            kinds, (a_, b_, start_, out_, first, at, count) = signature.args, arguments
+            lanes, align = 512 // out.dtype.bitwidth, out.dtype.bitwidth // 8
+            vector = ir.VectorType(context.get_data_type(out.dtype), lanes)
+            lane = lambda i: ir.Constant(first.type, i)
+            rows = [builder.add(first, lane(r)) for r in range(ROWS)]
+            columns = [builder.add(at, lane(lanes * w)) for w in range(width)]
+            factors = context.make_array(kinds[0])(context, builder, a_)
 
-        sums = []
-        for r in rows:
-            value = spread(builder.load(cgutils.get_item_pointer(context, builder, kinds[2], numbers, [r])))
-            sums.append([cgutils.alloca_once_value(builder, value) for _ in columns])
-        name = f"llvm.fma.v{lanes}f{out.dtype.bitwidth}"
-        fma = cgutils.get_or_insert_function(builder.module, ir.FunctionType(vector, [vector] * 3), name)
-        with cgutils.for_range(builder, count) as loop:
-            k = loop.index
-            right = [builder.load(pointer(context, builder, kinds[1], b_, k, c, lanes), align=align) for c in columns]
+            def spread(value):
+                one = builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.Constant(ir.IntType(32), 0))
+                return builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes))
+
+            sums = []
+            for r in rows:
+                if isinstance(kinds[2], types.NoneType):
+                    places = [pointer(context, builder, kinds[3], out_, r, c, lanes) for c in columns]
+                    values = [builder.load(place, align=align) for place in places]
+                else:
+                    numbers = context.make_array(kinds[2])(context, builder, start_)
+                    place = cgutils.get_item_pointer(context, builder, kinds[2], numbers, [r])
+                    values = [spread(builder.load(place))] * len(columns)
+                sums.append([cgutils.alloca_once_value(builder, value) for value in values])
+            name = f"llvm.fma.v{lanes}f{out.dtype.bitwidth}"
+            fma = cgutils.get_or_insert_function(builder.module, ir.FunctionType(vector, [vector] * 3), name)
+            # the following rows, ROWS numbers for each of these columns, are fetched meanwhile: large matrices are far
+            following = cgutils.get_item_pointer(
+                context, builder, kinds[0], factors, [builder.add(first, lane(ROWS)), lane(0)]
+            )
+            kind = ir.FunctionType(ir.VoidType(), [following.type, *[ir.IntType(32)] * 3])
+            prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+            with cgutils.for_range(builder, count) as loop:
+                k = loop.index
+                if kinds[0].layout == "C":
+                    place = builder.gep(following, [builder.mul(k, lane(ROWS))])
+                    builder.call(prefetch, [place, *(ir.Constant(ir.IntType(32), i) for i in (0, 3, 1))])
+                right = [
+                    builder.load(pointer(context, builder, kinds[1], b_, k, c, lanes), align=align) for c in columns
+                ]
+                for r, line in zip(rows, sums):
+                    place = cgutils.get_item_pointer(context, builder, kinds[0], factors, [r, k])
+                    left = spread(builder.load(place))
+                    for total, value in zip(line, right):
+                        builder.store(builder.call(fma, [left, value, builder.load(total)]), total)
             for r, line in zip(rows, sums):
-                place = cgutils.get_item_pointer(context, builder, kinds[0], factors, [r, k])
-                left = spread(builder.load(place))
-                for total, value in zip(line, right):
-                    builder.store(builder.call(fma, [left, value, builder.load(total)]), total)
-        for r, line in zip(rows, sums):
-            for c, total in zip(columns, line):
-                builder.store(builder.load(total), pointer(context, builder, kinds[3], out_, r, c, lanes), align=align)
-        return context.get_dummy_value()
+                for c, total in zip(columns, line):
+                    builder.store(
+                        builder.load(total), pointer(context, builder, kinds[3], out_, r, c, lanes), align=align
+                    )
+            return context.get_dummy_value()
 
-    return types.void(a, b, start, out, types.int64, types.int64, types.int64), generate
+        return types.void(a, b, start, out, types.int64, types.int64, types.int64), generate
+
+    return _block
+
+
+_block, _narrow_block = _of_width(WIDTH), _of_width(1)
 
 
 @helper
 def multiply(a, b, start, out, rows, columns, depth):
-    """out[r, c] = start[r] + sum over k < depth of a[r, k] b[k, c], summed in the order of k.
+    """out[r, c] = start[r] + sum over k < depth of a[r, k] b[k, c], summed in the order of k; None starts with `out`.
 
     Rows and columns are rounded up to multiples of 8 and 128 bytes, and must be there.
     """
-    step = WIDTH * 64 // out.itemsize
-    for column in range(0, columns, step):
-        for row in range(0, (rows + 7) // 8 * 8, ROWS):
-            _block(a, b, start, out, row, column, depth)
+    narrow = 64 // out.itemsize
+    for column in range(0, columns, WIDTH * narrow):
+        if columns - column > narrow:
+            for row in range(0, (rows + 7) // 8 * 8, ROWS):
+                _block(a, b, start, out, row, column, depth)
+        else:
+            for row in range(0, (rows + 7) // 8 * 8, ROWS):
+                _narrow_block(a, b, start, out, row, column, depth)
 
 
 def _across(emit):

@@ -201,4 +201,21 @@ TABLE: dict[str, dict[str, Any]] = {
         "gradients": ("x", "weights"),
         "paper": "ParticleNet, arXiv:1902.08570, figure 1; Dynamic Graph CNN, arXiv:1801.07829, eqs. 7 and 8",
     },
+    "particle_encoder": {
+        "backends": {"numba": "particle_encoder.numba_cpu:run"},
+        "backward": {},
+        "arguments": {
+            "x": "Tensor",
+            "offsets": "Tensor",
+            "bias": "Tensor",
+            "weights": "Tensor",
+            "embed_dims": "int[]",
+            "heads": "int",
+            "layers": "int",
+            "cls_layers": "int",
+        },
+        "returns": "Tensor",
+        "gradients": (),
+        "paper": "Particle Transformer, arXiv:2202.03772, section 4",
+    },
 }

@@ -26,6 +26,7 @@ from fasttag_kernels.pair_grid import pair_grid
 from fasttag_kernels.pairwise_features import FEATURES, pairwise_features
 from fasttag_kernels.pairwise_features import reference as pairwise_reference
 from fasttag_kernels.particle_attention import particle_attention
+from fasttag_kernels.particle_encoder import particle_encoder
 from fasttag_kernels.pixelate import pixelate
 from fasttag_kernels.segment import REDUCTIONS, segment
 from fasttag_kernels.segment_softmax import reference as softmax_reference
@@ -292,6 +293,9 @@ def edge_arguments(x, weights=EDGE_WEIGHTS[:9]):
     return x, knn(x.detach(), 2, offsets=OFFSETS), OFFSETS, weights, EDGE_WEIGHTS[9:]
 
 
+ENCODER_WEIGHTS = torch.from_numpy(cases.encoder_weights(3, cases.ENCODER))
+
+
 def arguments_of(op):
     """Arguments of torch.ops.fasttag.<op> without `offsets_host` and `threads`."""
     p4 = massive()
@@ -338,6 +342,10 @@ def arguments_of(op):
             (*edge_arguments(rows(), weights), "batch", 6, "real", [True, True]),
             (*edge_arguments(rows().detach(), weights), "running", 0, "ghost", [False, True]),
         ],
+        "particle_encoder": [
+            (p4.detach().T[:, :3], OFFSETS, pairs(20), ENCODER_WEIGHTS, [16, 8], 2, 2, 2),
+            (p4.detach().T[:, :3], OFFSETS, pairs(20), ENCODER_WEIGHTS, [16, 8], 2, 3, 1),
+        ],
     }[op]
 
 
@@ -362,6 +370,7 @@ NOT_DIFFERENTIABLE = {
     "knn": ("x", lambda x: knn(x, 2, offsets=OFFSETS)),
     "pair_grid": ("first", lambda x: pair_grid(x[:7, :, None, None].transpose(0, 1), seven(massive()))),
     "standardize": ("values", lambda x: standardize(x.T, OFFSETS, 5)),
+    "particle_encoder": ("x", lambda x: particle_encoder(x, OFFSETS, pairs(20), ENCODER_WEIGHTS, **cases.ENCODER)),
 }
 
 
@@ -466,6 +475,11 @@ COMPILED = {
         particle_attention(attended(p4), OFFSETS),
     ),
     "edge_conv": lambda p4, weights: edge_conv(*edge_arguments(p4.T[:, :3]), statistics="batch"),
+    "particle_encoder": lambda p4, weights: (
+        particle_encoder(
+            p4.detach().T[:, :3], OFFSETS, p4.detach()[:2, :4].repeat(1, 5), ENCODER_WEIGHTS, **cases.ENCODER
+        ),
+    ),
     "tagger": lambda p4, weights: (tagger(p4, weights),),
 }
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -252,6 +254,74 @@ def test_blocks_of_jets_change_nothing(monkeypatch):
     monkeypatch.setattr("fasttag.models.particle_transformer.BLOCK", 20)
     with torch.no_grad():
         torch.testing.assert_close(model(inputs, extra=extra), whole, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"embed_dims": (16, 8), "num_heads": 1},
+        {"embed_dims": (32,), "num_heads": 16, "inputs": "full"},
+        {"embed_dims": (16, 24), "num_heads": 3, "num_layers": 0},
+        {"embed_dims": (16, 24), "num_heads": 6, "num_cls_layers": 0},
+        {"embed_dims": (16, 40), "num_heads": 40},  # not with the kernel, which has 32 lanes for heads
+        {"embed_dims": (16, 20), "num_heads": 4},  # not with the kernel, which wants multiples of 8
+    ],
+)
+def test_without_gradients_the_same(config):
+    model = random_model(**config).eval()
+    inputs = ragged(*padded_jets(COUNTS, columns=model.embed.input_bn.num_features))
+    expected = model(inputs).detach()
+    for block in (torch.no_grad(), torch.inference_mode()):
+        with block:
+            torch.testing.assert_close(model(inputs), expected, rtol=1e-11, atol=1e-11)
+    single, few = copy.deepcopy(model).float(), inputs._replace(x=inputs.x.float(), p4=inputs.p4.float())
+    with torch.no_grad():
+        found = single(few)
+    torch.testing.assert_close(found, single(few).detach(), rtol=1e-4, atol=1e-4)
+
+
+def _replaced(model):
+    state = {name: tensor.clone() * 1.1 for name, tensor in model.state_dict().items()}
+    model.load_state_dict(state, assign=True)
+
+
+def _by_data(model):
+    for parameter in model.parameters():
+        parameter.data *= 1.1
+    model.eval()
+
+
+def _another_parameter(model):
+    model.cls_token = torch.nn.Parameter(model.cls_token.detach() + 1)
+
+
+CHANGES = {
+    "in place": lambda model: model.blocks[1].fc1.weight.mul_(1.1),
+    "buffer": lambda model: model.pair_embed.embed[0].running_mean.add_(0.3),
+    "state": lambda model: model.load_state_dict({k: v * 1.1 for k, v in model.state_dict().items()}),
+    "assigned": _replaced,
+    "parameter": _another_parameter,
+    "memory": lambda model: setattr(model.norm.bias, "data", model.norm.bias + 1),
+    "data": _by_data,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_inference_sees_changed_weights(change, mode):
+    model = random_model().eval()
+    inputs = ragged(*padded_jets(COUNTS))
+    with mode():
+        before = model(inputs)
+        assert torch.equal(model(inputs), before)
+        CHANGES[change](model)
+        found = model(inputs)
+        torch.testing.assert_close(found, model.fc(model._features(inputs, None)), rtol=1e-11, atol=1e-11)
+    assert not torch.allclose(found, before)
+    twin = pickle.loads(pickle.dumps(copy.deepcopy(model)))
+    with torch.no_grad():
+        twin.norm.bias.add_(1)
+        assert not torch.allclose(twin(inputs), found) and torch.equal(model(inputs), found)
 
 
 def test_order_of_constituents_does_not_matter():
