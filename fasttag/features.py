@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -83,7 +85,8 @@ def kinpid(jets: Jets) -> Inputs:
 
     x[:, 5:11] = charge, then 1 or 0 for charged hadron, neutral hadron, photon, electron and muon, from the columns
     `charge` and `kind`, or JetClass's own isChargedHadron, isNeutralHadron, isPhoton, isElectron and isMuon where the
-    jets have all five. Raises ValueError that names a missing column.
+    jets have all five. Raises ValueError that names a missing column, and, on the CPU, for a kind that is neither 0 to
+    4 nor NaN.
     """
     return _constituents(jets, lambda jets: _identity(jets, "kinpid"))
 
@@ -163,7 +166,15 @@ def _identity(jets: Jets, recipe: str) -> list[Any]:
     if jets.columns.keys() >= KINDS.keys():
         return [charge, *(_column(jets, name, recipe) for name in KINDS)]
     kind = _column(jets, "kind", recipe)
-    return [charge, *(_as_p4(jets, kind == number) for number in KINDS.values())]
+    flags = [kind == number for number in KINDS.values()]
+    if jets.device == "cpu":  # on a GPU one would have to wait for it
+        other = kind[~(functools.reduce(operator.or_, flags) | (kind != kind))]
+        if len(other):
+            raise ValueError(
+                f"{recipe}: column 'kind' must be 0 neutral hadron, 1 charged hadron, 2 electron, 3 muon or 4 photon, "
+                f"got {float(other[0]):g}; translate yours"
+            )
+    return [charge, *(_as_p4(jets, flag) for flag in flags)]
 
 
 def _displacement(jets: Jets) -> list[Any]:

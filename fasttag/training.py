@@ -288,9 +288,13 @@ def _fingerprint(jets: Jets) -> str:
     """Tells data sets apart, so that a run is not resumed on other jets."""
     jets = jets.compact()
     crc = 0
-    labels = (jets.labels[name] for name in ("label", "against") if name in jets.labels)
-    for array in (jets.offsets, *labels, *jets.p4):
+    labels = [name for name in ("label", "against") if name in jets.labels]
+    for array in (jets.offsets, *(jets.labels[name] for name in labels), *jets.p4):
         crc = zlib.crc32(np.ascontiguousarray(array).data, crc)
+    # what recipes may read besides comes last: without it the number is what it was before 0.4.0
+    more = {**jets.columns, **{name: jets.labels[name] for name in jets.labels.keys() - set(labels)}}
+    for name in sorted(more):
+        crc = zlib.crc32(np.ascontiguousarray(more[name]).data, zlib.crc32(name.encode(), crc))
     return f"{len(jets)} jets, crc32 {crc:08x}"
 
 

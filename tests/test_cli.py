@@ -257,7 +257,7 @@ def test_verify_when_the_signal_is_another_logit(folder, capsys):
 
 
 def test_verify_a_checkpoint_of_weaver(folder, capsys):
-    model = fasttag.models.build("particlenet_lite", classes=("top", "QCD"), signal=0)
+    model = fasttag.models.build("particlenet_lite", classes=("top", "QCD"), signal=0, missing="ghost")
     fasttag.models.save(model, folder / "lite.pt", format="weaver")
     command = ["verify", str(folder / "test.h5"), "--checkpoint", str(folder / "lite.pt")]
     assert main([*command, "--classes", "top,QCD", "--signal", "top"]) == 0
@@ -274,13 +274,19 @@ def test_verify_a_checkpoint_of_weaver(folder, capsys):
 def test_verify_counts_differences():
     """Errors of both and of the rounding; nothing to say where nothing is published or no background passed."""
     row = verify.Published("A", "", "1", "0.98", "-", "100 +- 30", "50 +- 3")
-    numbers = [(0.99, 0.0), (0.9, 0.1), (150.0, 40.0), (np.inf, np.inf)]
+    n = verify.Number
+    numbers = [n(0.99, 0.0), n(0.9, 0.1), n(150.0, 40.0), n(np.inf, np.inf, 73.4)]
     auc, accuracy, low, high = verify.differences(numbers, row)
     assert (accuracy, high) == (None, None)
     assert low == pytest.approx(1.0, abs=1e-4)
     assert auc == pytest.approx(12**0.5)
     assert "  differs" in verify.table("a", numbers, [row])
-    assert "  agrees" in verify.table("a", [(0.98, 0.01), *numbers[1:]], [row])
+    close = [n(0.98, 0.01), *numbers[1:]]
+    printed = verify.table("a", close, [row])
+    assert "  agrees as far as compared " in printed
+    assert "> 73 (68%)" in printed and "inf" not in printed
+    assert "  agrees as far" not in verify.table("a", close, [row._replace(rejection_50="-")])
+    assert "  agrees " in verify.table("a", close, [row._replace(rejection_50="-")])
 
 
 def test_published_numbers_are_numbers():

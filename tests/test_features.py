@@ -139,6 +139,19 @@ def test_missing_column(rich, recipe, missing):
         getattr(features, recipe)(Jets(rich.p4, rich.offsets, columns))
 
 
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+@pytest.mark.parametrize("bad", [-1, 5, 2.5])
+def test_unknown_kinds(rich, library, bad):
+    """NaN is 0 in all columns, as ever."""
+    kind = rich.columns["kind"].astype(np.float32)
+    kind[3] = np.nan
+    jets = rich.with_columns(kind=kind).to(library=library)
+    assert (array(features.kinpid(jets).x)[3, 6:11] == 0).all()
+    kind[4] = bad
+    with pytest.raises(ValueError, match=f"kinpid: column 'kind' must be 0 neutral .*, got {bad}; translate"):
+        features.kinpid(rich.with_columns(kind=kind).to(library=library))
+
+
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_clips_and_signs(library):
     """At eta_J = 0, and below it; constituents that are soft, hard or far away; dphi across pi."""

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -211,6 +212,23 @@ def test_transformer_is_resumed(tmp_path, toys, monkeypatch):
     fits("parts")
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
     assert seen[0] == {"charge", "kind", "label", "jet_pt"}
+
+
+def test_other_columns_and_labels_are_another_run(toys):
+    """Those that recipes read; without any the number is that of 0.3.0."""
+    jets = with_more(toys[1][:50])
+    model, plain = models.build("pfn"), toys[1][:50]
+    number = lambda jets: training._fingerprint(training._labelled(jets, model, SETTINGS, "train"))
+    charge, jet_pt = jets.columns["charge"].copy(), jets.labels["jet_pt"].copy()
+    charge[0] += 1
+    jet_pt[0] += 1
+    others = [plain, jets, jets.with_columns(charge=charge), jets.with_labels(jet_pt=jet_pt)]
+    assert len({number(other) for other in others}) == 4
+    assert number(jets.with_labels(else_=jet_pt)) == number(jets)
+    crc = 0
+    for array in (plain.compact().offsets, plain.labels["label"].astype(np.int64), *plain.compact().p4):
+        crc = zlib.crc32(np.ascontiguousarray(array).data, crc)
+    assert number(plain) == f"50 jets, crc32 {crc:08x}"
 
 
 def test_early_stopping(tmp_path, toys):

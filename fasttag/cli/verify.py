@@ -2,7 +2,8 @@
 
 The tagger is a checkpoint, of fasttag or of weaver-core, or a file of scores in the order of the jets. Errors are
 statistical; published errors are the spread of trainings. A difference is in standard deviations, of both errors and
-of the rounding of what was published: "agrees" is at most 3 in every number.
+of the rounding of what was published: "agrees" is at most 3 in every number, "agrees as far as compared" where a
+rejection could not be, as too little background passed: of that there is a lower limit, at 68%.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import interop, io, metrics, models
+from .. import io, metrics, models
 from ..errors import FormatError
+from . import _checkpoint
 from ._bar import bar
 
 CHUNK = 16384
@@ -36,6 +38,14 @@ class Published(NamedTuple):
     accuracy: str
     rejection_30: str
     rejection_50: str
+
+
+class Number(NamedTuple):
+    """A value with its statistical error; where it is infinite, what it is above at 68%."""
+
+    value: float
+    error: float
+    lower_limit: float = 0.0
 
 
 # of 1902.09914 the column "single"; errors are the spread of trainings
@@ -72,13 +82,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--checkpoint", type=Path, help="of fasttag, or weaver-core's .pt with --classes and --signal")
     what.add_argument("--scores", type=Path, help=".npy or .npz of one score per jet, the probability of top")
-    parser.add_argument(
-        "--model", choices=sorted({row.model for row in PUBLISHED if row.model}), help="the tagger, where not clear"
-    )
-    parser.add_argument(
-        "--classes", metavar="A,B,...", help="names of the logits, in order: top,QCD in weaver's networks"
-    )
-    parser.add_argument("--signal", metavar="A", help="which of --classes is the top")
+    _checkpoint.arguments(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -86,8 +90,7 @@ def run(args: argparse.Namespace) -> None:
     if args.scores:
         name, score, label = args.model, _array(args.scores), _labels(args.file)
     else:
-        interop.require("torch")
-        tagger = models.load(args.checkpoint, args.model, **_classes(args.classes, args.signal))
+        tagger = _checkpoint.load(args, args.checkpoint)
         name = tagger.name
         score, label = _scored(tagger, args.file)
     numbers = measured(score, label)
@@ -100,19 +103,6 @@ def run(args: argparse.Namespace) -> None:
         print("the AUC is below 0.5: background has the higher scores; is another of --classes the --signal?")
     if args.checkpoint:
         print(f"scored in {time.perf_counter() - start:.1f} s")
-
-
-def _classes(classes: str | None, signal: str | None) -> dict[str, Any]:
-    """What `models.load` wants to know of the logits."""
-    if classes is None and signal is None:
-        return {}
-    names = tuple((classes or "").split(","))
-    if signal not in names or len({*names}) < len(names):
-        raise ValueError(
-            f"verify: --classes must be different names, and --signal one of them, got {classes} and {signal}; "
-            "weaver's top taggers want --classes top,QCD --signal top"
-        )
-    return {"classes": names, "signal": names.index(signal)}
 
 
 def _scored(tagger: Any, path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -151,21 +141,21 @@ def _array(path: Path) -> np.ndarray:
     return arrays[0]
 
 
-def measured(score: np.ndarray, label: np.ndarray) -> list[tuple[float, float]]:
-    """Value and statistical error of AUC, accuracy and 1/eps_B at both efficiencies."""
+def measured(score: np.ndarray, label: np.ndarray) -> list[Number]:
+    """AUC, accuracy and 1/eps_B at both efficiencies."""
     accuracy = metrics.accuracy(score, label)
     rejections = [metrics.background_rejection(score, label, efficiency) for efficiency in (0.3, 0.5)]
     return [
-        (metrics.auc(score, label), metrics.auc_error(score, label)),
-        (accuracy, (accuracy * (1 - accuracy) / label.size) ** 0.5),
-        *((rejection.value, rejection.error) for rejection in rejections),
+        Number(metrics.auc(score, label), metrics.auc_error(score, label)),
+        Number(accuracy, (accuracy * (1 - accuracy) / label.size) ** 0.5),
+        *(Number(rejection.value, rejection.error, rejection.lower_limit) for rejection in rejections),
     ]
 
 
-def differences(numbers: list[tuple[float, float]], row: Published) -> list[float | None]:
+def differences(numbers: list[Number], row: Published) -> list[float | None]:
     """In standard deviations, None where nothing is published or no background passed."""
     found: list[float | None] = []
-    for (value, error), printed in zip(numbers, row[3:]):
+    for (value, error, _), printed in zip(numbers, row[3:]):
         published, _, spread = printed.partition(" +- ")
         if published == "-" or not np.isfinite(value):
             found.append(None)
@@ -175,17 +165,22 @@ def differences(numbers: list[tuple[float, float]], row: Published) -> list[floa
     return found
 
 
-def table(name: str, numbers: list[tuple[float, float]], rows: Any) -> str:
+def table(name: str, numbers: list[Number], rows: Any) -> str:
     """The tagger's numbers, then for each published row its numbers, the differences and what they come to."""
     titles = [f"{row.tagger}, arXiv:{row.paper}" for row in rows]
     width = max(len(name), *map(len, titles))
     line = lambda title, cells: f"{title:{width}s} " + " ".join(f"{cell:>20s}" for cell in cells)
-    digits = (5, 4, 0, 0)
-    lines = [line("", HEADS), line(name, [f"{v:.{d}f} +- {e:.{d}f}" for (v, e), d in zip(numbers, digits)])]
+    own = [
+        f"{value:.{digits}f} +- {error:.{digits}f}" if np.isfinite(value) else f"> {limit:.0f} (68%)"
+        for (value, error, limit), digits in zip(numbers, (5, 4, 0, 0))
+    ]
+    lines = [line("", HEADS), line(name, own)]
     for title, row in zip(titles, rows):
         sigmas = differences(numbers, row)
-        agrees = all(sigma is None or abs(sigma) <= AGREES for sigma in sigmas)
+        differs = any(sigma is not None and abs(sigma) > AGREES for sigma in sigmas)
+        partly = any(sigma is None and printed != "-" for sigma, printed in zip(sigmas, row[3:]))
+        verdict = "differs" if differs else "agrees as far as compared" if partly else "agrees"
         lines.append(line(title, row[3:]))
         cells = ["-" if sigma is None else f"{sigma:+.1f} sigma" for sigma in sigmas]
-        lines.append(line("  agrees" if agrees else "  differs", cells))
+        lines.append(line(f"  {verdict}", cells))
     return "\n".join(lines)

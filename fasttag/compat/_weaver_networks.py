@@ -55,7 +55,8 @@ BLOCK: dict[str, tuple[Any, ...]] = {
 class ParticleTransformer(particle_transformer.ParticleTransformer):
     """weaver-core's `weaver.nn.model.ParticleTransformer.ParticleTransformer`, version 1, without padding inside.
 
-    Takes weaver's arguments; state dicts load strictly in both directions, and those of weaver 0.4 as well. Logits in
+    Takes weaver's arguments, in weaver's order; state dicts load strictly in both directions, and those of weaver 0.4
+    as well. Logits in
     evaluation are weaver's (float64: 1e-9). `fc_params=None` leaves out the head, as for fine-tuning; `for_inference`
     adds the softmax. Not supported, with NotImplementedError: pair features other than the four of "pp", versions above
     1, segmentation, `use_amp`, `compile_model`, and whatever else `PARTICLE_TRANSFORMER` and `BLOCK` have one value of.
@@ -67,29 +68,43 @@ class ParticleTransformer(particle_transformer.ParticleTransformer):
     """
 
     __call__ = nn.Module.__call__
+    least_classes = 1
 
     def __init__(
         self,
         input_dim: int,
         num_classes: int | None = None,
-        *,
+        pair_input_type: str = "pp",
+        pair_input_dim: int | None = None,
         pair_extra_dim: int = 0,
         remove_self_pair: bool = False,
         use_pre_activation_pair: bool = True,
+        use_conv_embed: bool = False,
         embed_dims: Sequence[int] = (128, 512, 128),
         pair_embed_dims: Sequence[int] = (64, 64, 64),
+        pair_embed_sparse_eval: Any = None,
         num_heads: int = 8,
         num_layers: int = 8,
-        num_cls_layers: int = 2,
         block_params: Mapping[str, Any] | None = None,
+        block_ids_with_attn_mask: Any = None,
+        include_global_token: bool = False,
+        num_cls_layers: int = 2,
         cls_block_params: Mapping[str, Any] | None = None,
         fc_params: Sequence[Sequence[Any]] | None = (),
+        activation: str = "gelu",
+        version: float = 1,
+        weight_init: str = "moco",
+        fix_init: bool = True,
         trim: bool = True,
         for_inference: bool = False,
+        for_segmentation: bool = False,
+        use_amp: bool = False,
+        compile_model: bool = False,
         **others: Any,
     ) -> None:
         name = "ParticleTransformer"
-        only(name, PARTICLE_TRANSFORMER, others)
+        given = locals()
+        only(name, PARTICLE_TRANSFORMER, {**{key: given[key] for key in PARTICLE_TRANSFORMER}, **others})
         unsupported = {
             "embed_dims": len(embed_dims) == 0,
             "pair_embed_dims": pair_embed_dims is None,
@@ -149,6 +164,7 @@ class ParticleTransformer(particle_transformer.ParticleTransformer):
         uu : extra inputs of pairs, (B, C', P, P); or of some pairs, (B, C', pairs) with their places uu_idx
         (B, 2, pairs), the others being 0; places from P on are padding, values of the same pair add up.
         """
+        no_export("ParticleTransformer")
         if v is None:
             raise ValueError("ParticleTransformer: v must be four-vectors (B, 4, P), got None; pass px, py, pz, E")
         real = slots(x, mask, self.trim)
@@ -165,7 +181,8 @@ class ParticleTransformer(particle_transformer.ParticleTransformer):
 class ParticleNet(particlenet.ParticleNet):
     """weaver-core's `weaver.nn.model.ParticleNet.ParticleNet`, without padding inside.
 
-    Takes weaver's arguments; state dicts load strictly in both directions. Logits in evaluation are weaver's (float64:
+    Takes weaver's arguments, in weaver's order; state dicts load strictly in both directions. Logits in evaluation are
+    weaver's (float64:
     1e-9) where no two neighbours are equally far, see `knn` for those. Not supported, with NotImplementedError:
     segmentation, `use_amp`, `compile_model`.
 
@@ -176,6 +193,7 @@ class ParticleNet(particlenet.ParticleNet):
     """
 
     __call__ = nn.Module.__call__
+    least_classes = 1
 
     def __init__(
         self,
@@ -188,9 +206,13 @@ class ParticleNet(particlenet.ParticleNet):
         use_counts: bool = True,
         trim: bool = True,
         for_inference: bool = False,
+        for_segmentation: bool = False,
+        use_amp: bool = False,
+        compile_model: bool = False,
         **others: Any,
     ) -> None:
-        only("ParticleNet", PARTICLE_NET, others)
+        given = locals()
+        only("ParticleNet", PARTICLE_NET, {**{key: given[key] for key in PARTICLE_NET}, **others})
         super().__init__(
             input_dims,
             [str(i) for i in range(num_classes)],
@@ -209,6 +231,7 @@ class ParticleNet(particlenet.ParticleNet):
         self, points: torch.Tensor, features: torch.Tensor, mask: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Logits (B, classes) from points (B, 2, P), features (B, C, P) and mask (B, 1, P)."""
+        no_export("ParticleNet")
         real = slots(features, mask, self.trim)
         length = real.shape[1]
         self.bn_stats = ("padded", length)
@@ -230,6 +253,15 @@ def only(network: str, values: Mapping[str, tuple[Any, ...]], given: Mapping[str
             raise NotImplementedError(
                 f"{network}: {name} must be {values[name][0]!r}, got {value!r}; take weaver's own class for others"
             )
+
+
+def no_export(network: str) -> None:
+    """Raises where torch is about to trace the network, whose kernels it cannot see, into an ONNX graph."""
+    if torch.onnx.is_in_onnx_export() or torch.compiler.is_exporting():
+        raise NotImplementedError(
+            f"{network}: forward must be run, got traced by torch.onnx.export; load the checkpoint by "
+            "fasttag.models.load and write the graph by fasttag.models.export"
+        )
 
 
 def dropouts(network: str, argument: str, params: Mapping[str, Any] | None, default: float) -> dict[str, Any]:

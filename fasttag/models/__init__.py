@@ -56,7 +56,7 @@ def save(model: Tagger, path: str | os.PathLike[str], *, format: str = "fasttag"
     torch.save, with weaver's keys behind the prefix `mod.` of its example networks; neither classes nor configuration.
 
     Raises ValueError for a model that `build` or `load` did not make: its configuration is not known; and for another
-    format, or a model that weaver-core does not have.
+    format, or a model that weaver-core does not have or would give other numbers for: missing="real", m2="stable".
     """
     from ..training import write_tensors
 
@@ -64,7 +64,7 @@ def save(model: Tagger, path: str | os.PathLike[str], *, format: str = "fasttag"
     if format == "weaver":
         from ._weaver import write
 
-        write(path, model.name, model.state_dict())
+        write(path, model.name, model.config, model.state_dict())
     elif format == "fasttag":
         write_tensors(path, dict(model.state_dict()), {"model": described})
     else:
@@ -87,14 +87,15 @@ def load(path_or_state_dict: Any, name: str | None = None, **config: Any) -> Tag
     The model comes back in evaluation mode. For a state dict the classes and the signal must be part of `config`: which
     logit is the signal cannot be read off the weights.
 
-    Checkpoints of weaver-core, any version, are loaded too: files of torch.save (*.pt, *.pth), of which nothing but
-    tensors is unpickled, and state dicts with the prefix `mod.` or `module.`, of Particle Transformer (version 1) and
-    ParticleNet, also fine-tuned ones with the head outside of `mod.`. `classes` and `signal` must be given: weaver's
-    top taggers have classes ("top", "QCD"), signal 0. Sizes and the recipe of the inputs are read off the shapes;
-    what is not in the weights is as in weaver's example networks unless given in `config`:
-    use_pre_activation_pair=False, remove_self_pair=False, dropout 0.1; 16 neighbours for ParticleNet's widths, 7 for
-    those of ParticleNet-Lite (others need conv_params), use_counts=True, and missing="ghost", which is what weaver does
-    with jets of no more constituents than neighbours.
+    Checkpoints of any weaver-core are loaded too: files of torch.save (*.pt, *.pth), of which nothing but tensors
+    is unpickled, and state dicts with the prefix `mod.` or `module.`, of Particle Transformer (version 1) and
+    ParticleNet, also fine-tuned ones with the head outside of `mod.`. `classes` and `signal` must be given:
+    weaver's top taggers have classes ("top", "QCD"), signal 0. Sizes and the recipe of the inputs are read off the
+    shapes; what is not in the weights is as in weaver's example networks unless given in `config`:
+    use_pre_activation_pair=False, remove_self_pair=False, dropout 0.1; 16 neighbours for ParticleNet's widths, 7
+    for those of ParticleNet-Lite (others need conv_params), use_counts=True, and missing="ghost", which is what
+    weaver does with jets of no more constituents than neighbours. Hidden layers of the head are taken to have ReLU.
+    A checkpoint with columns of its own loads with inputs=<their number>, for `Inputs` of one's own.
 
     Raises CheckpointError for anything that does not fit.
 
@@ -122,8 +123,9 @@ def load(path_or_state_dict: Any, name: str | None = None, **config: Any) -> Tag
     try:
         model = build(name, **config)
         model.load_state_dict(state)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{where}: does not fit model {name} with {json.dumps(config)}: {error}") from error
+    except (TypeError, ValueError, RuntimeError, LookupError, ArithmeticError, AttributeError) as error:
+        given = json.dumps(config, default=str)
+        raise CheckpointError(f"{where}: does not fit model {name} with {given}: {error}") from error
     return model.eval()
 
 
@@ -145,17 +147,23 @@ def _ours(where: str, name: str | None, config: dict[str, Any]) -> tuple[dict[st
 def export(model: Tagger, path: str | os.PathLike[str], *, opset: int | None = None) -> None:
     """Write a particle_transformer or particlenet as an ONNX graph of any batch and length, atomically.
 
-    Inputs of the graph: `p4` (batch, length, 4), px, py, pz, E in GeV, in the dtype of the weights, and `valid` (batch,
-    length) bool, as `Jets.to_padded` gives them; real constituents may stand anywhere, what the others hold is not
-    looked at. Output: `probabilities` (batch, classes), those of `model(jets).softmax(1)` in evaluation mode; a jet
-    with NaN or inf in p4 gives NaN. Features are part of the graph; labels that `features.kin` prefers to the
-    sum of the constituents (jet_pt, ...) are not known there. Names of the classes, the signal, the recipe and the name
-    of the tagger are in the metadata. ONNX Runtime has no float64 for the operator Erf: use float32 weights there.
+    Inputs of the graph: `p4` (batch, length, 4), px, py, pz, E in GeV, in the dtype of the weights, and `valid`
+    (batch, length) bool, as `Jets.to_padded` gives them, length 1 or more; real constituents may stand anywhere,
+    what the others hold is not looked at. Output: `probabilities` (batch, classes), those of
+    `model(jets).softmax(1)` in evaluation mode; a jet with NaN or inf in p4 gives NaN. Features are part of the
+    graph; labels that `features.kin` prefers to the sum of the constituents (jet_pt, ...) are not known there.
+    Names of the classes, the signal, the recipe and the name of the tagger are in the metadata. ONNX Runtime has no
+    float64 for the operator Erf: use float32 weights there.
+
+    How closely probabilities agree under ONNX Runtime, float32, seen on 10,000 jets: Particle Transformer to 1.1e-6,
+    rounding of the network. ParticleNet as closely, save where two neighbours are equally far to rounding and the other
+    one is taken: up to about 1 jet in 1,000 is off by more, with what that neighbour changes.
 
     opset : 17 to the newest that the installed onnx knows; None is 17, which ONNX Runtime reads from 1.12 on.
 
     Raises ValueError for an opset out of range, NotImplementedError for other taggers, for inputs "kinpid" and "full",
-    for extra inputs of pairs, m2="stable" and use_counts=False, ImportError without onnx.
+    a number of columns, for extra inputs of pairs, m2="stable" and use_counts=False, TypeError for weights that are
+    neither float32 nor float64, ImportError without onnx.
 
     >>> import tempfile, onnxruntime
     >>> from fasttag import io, models
@@ -189,7 +197,7 @@ def score(model: Tagger, jets: Jets, *, batch_size: int = 1024) -> np.ndarray:
 def _logits(model: Tagger, jets: Jets, batch_size: int = 1024) -> Iterator[tuple[slice, torch.Tensor]]:
     """The slice of each batch and its logits, in evaluation mode, without gradients."""
     torch = interop.require("torch")
-    training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         for a in range(0, len(jets), batch_size):
@@ -198,4 +206,5 @@ def _logits(model: Tagger, jets: Jets, batch_size: int = 1024) -> Iterator[tuple
                 logits = model(jets[part])
             yield part, logits
     finally:
-        model.train(training)
+        for module, mode in modes:  # some may be frozen while others train
+            module.training = mode

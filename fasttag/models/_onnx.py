@@ -75,12 +75,15 @@ def to_onnx(model: Tagger, opset: int) -> onnx.ModelProto:
     newest = onnx.defs.onnx_opset_version()
     if not OPSET <= opset <= newest:
         raise ValueError(f"export: opset must be {OPSET} to {newest}, got {opset}; {OPSET} is what most runtimes know")
-    recipe = model.recipe.__name__
+    recipe = "a number of columns" if model.recipe is None else model.recipe.__name__
     if recipe != "kin":
         raise NotImplementedError(
             f'export: inputs must be "kin", made of four-vectors alone, got "{recipe}"; the graph has no other columns'
         )
-    dtype = np.dtype(str(next(model.parameters()).dtype).removeprefix("torch."))
+    name_of_dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+    if name_of_dtype not in ("float32", "float64"):
+        raise TypeError(f"export: weights must be float32 or float64, got {name_of_dtype}; convert by model.float()")
+    dtype = np.dtype(name_of_dtype)
     g = Graph()
     p4 = g.input("p4", dtype, ("batch", "length", 4))
     jets = Padded(g.input("valid", np.bool_, ("batch", "length")))

@@ -46,10 +46,18 @@ def read(path: str) -> dict[str, torch.Tensor]:
     return dict(state)
 
 
-def write(path: str | os.PathLike[str], name: str, state: State) -> None:
+def write(path: str | os.PathLike[str], name: str, config: Mapping[str, Any], state: State) -> None:
     """A file for weaver-core's --load-model-weights and --model-prefix."""
     if name not in NAMES:
         raise ValueError(f'save: model must be one of {", ".join(NAMES)}, got {name}; leave out format="weaver"')
+    argument, ours, weavers = (
+        ("m2", "reference", "reference") if "transformer" in name else ("missing", "real", "ghost")
+    )
+    if (found := config.get(argument, ours)) != weavers:
+        raise ValueError(
+            f'save: {argument} must be "{weavers}", which is what weaver-core does, got "{found}"; build or load the '
+            f'model with {argument}="{weavers}"'
+        )
     with replacing(path) as part:
         torch.save({f"mod.{key}": value.detach().cpu().contiguous() for key, value in state.items()}, part)
 
@@ -81,10 +89,13 @@ def translate(
         raise CheckpointError(f"{where}: has not the layers of a {found} of weaver-core, version 1") from error
     if len(config["classes"]) != logits:
         raise CheckpointError(f"{where}: has {logits} logits, got {len(config['classes'])} classes; name each of them")
-    if columns not in COLUMNS.values():
+    inputs = next((recipe for recipe, count in COLUMNS.items() if count == columns), columns)
+    if inputs == columns != config.get("inputs"):
         known = ", ".join(f"{recipe} {count}" for recipe, count in COLUMNS.items())
-        raise CheckpointError(f"{where}: has {columns} inputs per constituent, there is no recipe of so many ({known})")
-    inputs = next(recipe for recipe, count in COLUMNS.items() if count == columns)
+        raise CheckpointError(
+            f"{where}: has {columns} inputs per constituent, there is no recipe of so many ({known}); for columns of "
+            f"your own give inputs={columns}"
+        )
     config = {"inputs": inputs, **read_off, **config}
     if found == "particlenet":
         blocks = tuple(config.pop("widths"))

@@ -26,7 +26,18 @@ from ..ops import (
     segment,
     segment_softmax,
 )
-from ._tagger import COLUMNS, BatchStatistics, Tagger, batch_norm, blocks_of_jets, head, recipe_named, update_running
+from ._tagger import (
+    COLUMNS,
+    BatchStatistics,
+    Tagger,
+    batch_norm,
+    blocks_of_jets,
+    check_bn_stats,
+    check_option,
+    head,
+    recipe_named,
+    update_running,
+)
 
 # Constituents per block in inference: of jets of 50 the bias, 3 MB in float32, stays in a third-level cache
 BLOCK = 2048
@@ -47,25 +58,25 @@ class PairEmbed(nn.Module):
 
     def forward(self, inputs: Inputs, extra: torch.Tensor | None, frozen: bool) -> torch.Tensor:
         norms: list[Any] = [layer for layer in self.embed if isinstance(layer, nn.BatchNorm1d)]
-        weights, running = self.arrays()
+        running = frozen or not any(norm.training for norm in norms)
+        weights, buffers = self.arrays()
         found = pair_bias(
             inputs.p4,
             inputs.offsets,
             weights,
             # copies in training: what autograd keeps must not change, and these do
-            running if frozen else [buffer.clone() for buffer in running],
-            statistics="running" if frozen else "batch",
+            buffers if running else [buffer.clone() for buffer in buffers],
+            statistics="running" if running else "batch",
             ordered=self.ordered,
             pairs=count_pairs(inputs.offsets_host, "full"),
             offsets_host=inputs.offsets_host,
             **self.options,
         )
-        if not frozen:
+        if not running:
             found, moments = found
             update_running(norms, moments, self._counted(inputs))
         if extra is not None:
-            self.fts_embed.train(not frozen)
-            found = found + self.fts_embed(extra.T[None])[0]
+            found = found + self.embedded(extra, frozen).T
         return found
 
     def arrays(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
@@ -77,6 +88,17 @@ class PairEmbed(nn.Module):
         ]
         norms: list[Any] = [layer for layer in self.embed if isinstance(layer, nn.BatchNorm1d)]
         return weights, [buffer for norm in norms for buffer in (norm.running_mean, norm.running_var)]
+
+    def embedded(self, x: torch.Tensor, frozen: bool) -> torch.Tensor:
+        """Extra inputs (M, pair_extra_dim) through their stack, (M, H); torch's BatchNorm1d does not train on none."""
+        for layer in self.fts_embed:
+            if isinstance(layer, nn.BatchNorm1d):
+                x = batch_norm(layer, x, 0, "real", frozen)
+            elif isinstance(layer, nn.Conv1d):
+                x = linear(x, layer.weight[:, :, 0], layer.bias)
+            else:
+                x = gelu(x)
+        return x
 
     def _counted(self, inputs: Inputs) -> int:
         """How many pairs the statistics are over."""
@@ -288,10 +310,11 @@ class ParticleTransformer(Tagger):
     fc_params : hidden layers of the head, each (width, dropout) with ReLU.
     dropout, attn_dropout, activation_dropout : in the particle blocks; there is none in the class blocks.
     pair_extra_dim : columns of `extra` inputs of pairs (weaver's uu), embedded by a stack of their own and added.
-    remove_self_pair : no bias of a constituent with itself.
+    remove_self_pair : no bias of a constituent with itself; not together with pair_extra_dim, where weaver ignores it.
     use_pre_activation_pair : leave out the last GELU of the pair embedding (weaver's default; its networks have it).
     m2 : "reference" or "stable", see `fasttag.pairwise_features`.
-    bn : "batch" or "frozen": statistics of batch normalisation in training.
+    bn : "batch" or "frozen": statistics of batch normalisation in training. Those of layers put into evaluation mode
+        are frozen as well; of the pair embedding, if all of its layers are.
     bn_stats : "real", or ("padded", P) to count each jet as P rows in the statistics of the features.
 
     Input: `features.<inputs>`. Differentiable in the weights and, through the pair features, in p4.
@@ -327,8 +350,17 @@ class ParticleTransformer(Tagger):
             raise ValueError(
                 f"ParticleTransformer: num_heads must divide the width {width}, got {num_heads}; change embed_dims[-1]"
             )
-        if bn not in ("batch", "frozen"):
-            raise ValueError(f'ParticleTransformer: bn must be "batch" or "frozen", got {bn!r}; "batch" is usual')
+        for layers, number in (("num_layers", num_layers), ("num_cls_layers", num_cls_layers)):
+            if number < 1:
+                raise ValueError(f"ParticleTransformer: {layers} must be 1 or more, got {number}; raise it")
+        if remove_self_pair and pair_extra_dim:
+            raise ValueError(
+                f"ParticleTransformer: remove_self_pair must be False with extra inputs of pairs, got pair_extra_dim="
+                f"{pair_extra_dim}; weaver-core ignores it there: leave it out"
+            )
+        check_option("ParticleTransformer", "bn", bn, ("batch", "frozen"))
+        check_option("ParticleTransformer", "m2", m2, ("reference", "stable"))
+        check_bn_stats("ParticleTransformer", bn_stats)
         self.recipe = recipe_named("ParticleTransformer", inputs)
         self.bn, self.bn_stats, self.pair_extra_dim = bn, bn_stats, pair_extra_dim
         self.embed = Embed(inputs if isinstance(inputs, int) else COLUMNS[inputs], embed_dims)
@@ -367,17 +399,14 @@ class ParticleTransformer(Tagger):
 
     def replace_head(self, classes: Sequence[str], signal: int, fc_params: Sequence[tuple[int, float]] = ()) -> None:
         """A fresh head for other classes; all other weights stay, as for fine-tuning."""
+        classes, signal = self._checked(classes, signal)
         weight = self.fc[-1].weight
         self.fc = head(self.norm.weight.numel(), fc_params, len(classes)).to(weight.device, weight.dtype)
-        self.classes, self.signal = tuple(classes), signal
+        self.classes, self.signal = classes, signal
         self.config = {**self.config, "fc_params": fc_params}
 
     def forward(self, inputs: Inputs, extra: torch.Tensor | None = None, return_features: bool = False) -> Any:
-        if (extra is None) != (self.pair_extra_dim == 0):
-            raise ValueError(
-                f"ParticleTransformer: extra must have shape (pairs, {self.pair_extra_dim}), got "
-                f"{extra if extra is None else tuple(extra.shape)}; pair_extra_dim is {self.pair_extra_dim}"
-            )
+        self._check_extra(inputs, extra)
         traced = torch.is_grad_enabled() or torch.compiler.is_compiling()
         if self.training or traced or inputs.x.is_cuda or not self.fits:
             found = self._features(inputs, extra)
@@ -393,7 +422,7 @@ class ParticleTransformer(Tagger):
         offsets = inputs.offsets_host
         found = pair_bias(inputs.p4.detach().numpy(), offsets, weights, running, **self.pair_embed.options)
         if extra is not None:
-            found = found + self.pair_embed.fts_embed(extra.T[None])[0].numpy()
+            found = found + self.pair_embed.embedded(extra, True).T.numpy()
         x = self._normalised(inputs, True).detach().numpy()
         return torch.from_numpy(particle_encoder(x, offsets, found, flat, **self.sizes))
 
@@ -401,6 +430,20 @@ class ParticleTransformer(Tagger):
         """As of every module; the weights of inference are made anew."""
         self.packed = Packed()
         return super().train(mode)
+
+    def _check_extra(self, inputs: Inputs, extra: torch.Tensor | None) -> None:
+        if extra is not None and getattr(extra, "dtype", None) != inputs.x.dtype:
+            raise TypeError(
+                f"ParticleTransformer: extra must be a tensor of the features' {inputs.x.dtype}, got "
+                f"{getattr(extra, 'dtype', type(extra).__name__)}; convert it"
+            )
+        pairs = count_pairs(inputs.offsets_host, "full")
+        shape, wanted = None if extra is None else tuple(extra.shape), (pairs, self.pair_extra_dim)
+        if shape != (wanted if self.pair_extra_dim else None):
+            raise ValueError(
+                f"ParticleTransformer: extra must have shape (pairs, pair_extra_dim) = {wanted}, got {shape}; give all "
+                "ordered pairs of each jet, or None if pair_extra_dim is 0"
+            )
 
     def _features(self, inputs: Inputs, extra: torch.Tensor | None) -> torch.Tensor:
         """What the class token of each jet ends as, (J, width)."""

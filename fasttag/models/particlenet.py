@@ -12,7 +12,18 @@ from torch.nn.functional import relu
 
 from ..features import Inputs
 from ..ops import edge_conv, knn, segment
-from ._tagger import COLUMNS, BatchStatistics, Tagger, batch_norm, blocks_of_jets, head, recipe_named, update_running
+from ._tagger import (
+    COLUMNS,
+    BatchStatistics,
+    Tagger,
+    batch_norm,
+    blocks_of_jets,
+    check_bn_stats,
+    check_option,
+    head,
+    recipe_named,
+    update_running,
+)
 
 # Constituents per block in inference: the widest products per constituent, 1024 x 768 floats, are 3 MB
 BLOCK = 1024
@@ -36,23 +47,24 @@ class EdgeConv(nn.Module):
         """Without views: those of a copy would be of other memory."""
         return {**self.__dict__, "_seen": [], "_arrays": None}
 
-    def forward(self, x: Any, neighbours: Any, **options: Any) -> Any:
-        """(N, columns) -> (N, widths[-1]) of torch or NumPy; in training the running statistics move on."""
+    def forward(self, x: Any, neighbours: Any, padded: int, **options: Any) -> Any:
+        """(N, columns) -> (N, widths[-1]) of torch or NumPy; in training, of any norm, running statistics move on."""
         weights, running = self._views() if isinstance(x, np.ndarray) else self._tensors()
+        batch = self.training and any(norm.training for _, norm in self._layers)
         found = edge_conv(
             x,
             neighbours,
             weights=weights,
-            running=[] if self.training else running,
-            statistics="batch" if self.training else "running",
+            running=[] if batch else running,
+            statistics="batch" if batch else "running",
+            padded=padded if batch else 0,
             **options,
         )
-        if self.training:
+        if batch:
             found, moments = found
             norms = [norm for _, norm in self._layers]
             for norm, one in zip(norms, moments.split([norm.num_features for norm in norms], 1)):
-                if count := int(one[2, 0]):  # no edge in any jet: nothing to learn
-                    update_running([norm], one[:2], count)
+                update_running([norm], one[:2], int(one[2, 0]))
         return found
 
     @property
@@ -119,7 +131,16 @@ class ParticleNet(Tagger):
         missing: str = "real",
     ) -> None:
         super().__init__(classes, signal)
-        self.recipe = recipe_named(type(self).__name__, inputs)
+        name = type(self).__name__
+        for k, widths in conv_params or [(0, ())]:
+            if len(widths) < 2 or not 1 <= k <= 32:
+                raise ValueError(
+                    f"{name}: conv_params must be one or more (neighbours, widths) of 1 to 32 neighbours and two or "
+                    f"more widths, got {conv_params}; (16, (64, 64, 64)) is usual"
+                )
+        check_option(name, "missing", missing, ("real", "ghost"))
+        check_bn_stats(name, bn_stats)
+        self.recipe = recipe_named(name, inputs)
         self.use_counts, self.bn_stats, self.missing = use_counts, bn_stats, missing
         columns = [inputs if isinstance(inputs, int) else COLUMNS[inputs], *(widths[-1] for _, widths in conv_params)]
         if use_fts_bn:
@@ -173,7 +194,7 @@ class ParticleNet(Tagger):
     ) -> list[Any]:
         """What each edge convolution gives, in the library of x, points and offsets."""
         found, at = [], {"offsets": offsets, "offsets_host": offsets_host}
-        options = {"padded": self._padded if self.training else 0, "missing": self.missing}
+        options = {"padded": self._padded, "missing": self.missing}
         for i, conv in enumerate(self.edge_convs):
             if isinstance(points, torch.Tensor):
                 points = points.detach()

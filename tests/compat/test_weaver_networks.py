@@ -236,6 +236,31 @@ def test_part_takes_every_argument_at_its_default():
     ParticleTransformer(input_dim=7, num_classes=2, **SMALL, **defaults)
 
 
+def test_arguments_come_in_weavers_order():
+    model = ParticleTransformer(7, 2, "pp", 4, 3, False, False, False, (16, 32), (8,), None, 4, 1)
+    assert (model.pair_extra_dim, model.pair_embed.options["last_activation"], len(model.blocks)) == (3, True, 1)
+    model = ParticleNet(7, 2, [(3, (8, 8))], [(9, 0.1)], False, False, True, False, True, False)
+    assert not hasattr(model, "bn_fts") and not model.trim and model.softmax
+    with pytest.raises(NotImplementedError, match="pair_input_type must be 'pp', got 'ps'"):
+        ParticleTransformer(7, 2, "ps")
+
+
+def test_one_output_is_enough():
+    x, points, _, mask = padded_jets()
+    assert ParticleNet(7, 1).double()(points, x, mask).shape == (len(x), 1)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_export_of_torch_is_refused(tmp_path):
+    x, points, p4, mask = padded_jets()
+    cases = [(ParticleTransformer(7, 2, **SMALL), (x, p4, mask)), (ParticleNet(7, 2), (points, x, mask))]
+    for model, arguments in cases:
+        with pytest.raises(
+            NotImplementedError, match=r"forward must be run, .* write the graph by fasttag.models.export"
+        ):
+            torch.onnx.export(model.double().eval(), arguments, tmp_path / "x.onnx", dynamo=False)
+
+
 def test_part_wants_classes_for_a_head():
     with pytest.raises(ValueError, match="num_classes must be a number, got None"):
         ParticleTransformer(7, **SMALL)

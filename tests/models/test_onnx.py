@@ -273,17 +273,21 @@ def test_particlenet_is_weavers(monkeypatch, file, logits, other_file, key, conf
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_ten_thousand_jets(tmp_path, shared, name):
-    """Within 1e-6. For ParticleNet save where rounding of its features chooses another neighbour."""
+    """Within 1e-6, but for two of Particle Transformer's, whose float32 sums are rounded in another order.
+
+    For ParticleNet save where rounding of its features chooses another neighbour: about 1 jet in 1,000.
+    """
     model = built(name)
     models.export(model, tmp_path / "model.onnx")
     found, jets = session(tmp_path / "model.onnx"), fasttag.read(shared / "data" / "test.h5", stop=10_000)
-    off = []
+    jets, off = jets[np.argsort(jets.counts)], []  # of like length: padding would take twice the time
     for a in range(0, len(jets), 256):
         part = jets[a : a + 256]
         off.append(np.abs(probabilities(found, *part.to_padded(int(part.counts.max()))) - wanted(model, part)).max(1))
     off = np.concatenate(off)
     assert len(off) == 10_000
-    assert (off > 1e-6).sum() <= (0 if name == "particle_transformer" else 20)
+    few, most = (10, 3e-6) if name == "particle_transformer" else (20, 1e-2)
+    assert (off > 1e-6).sum() <= few and off.max() <= most, ((off > 1e-6).sum(), off.max())
 
 
 def test_command(tmp_path, capsys):
@@ -300,12 +304,29 @@ def test_command(tmp_path, capsys):
     assert main(["export", str(tmp_path / "model.onnx"), str(tmp_path / "out.onnx")]) == 2
 
 
+def test_command_takes_checkpoints_of_weaver(tmp_path, capsys):
+    state = {f"mod.{key}": value for key, value in models.build("particlenet_lite").state_dict().items()}
+    torch.save(state, tmp_path / "net.pt")
+    command = ["export", str(tmp_path / "net.pt"), str(tmp_path / "net.onnx")]
+    assert main(command) == 2
+    assert "must come with classes and signal" in capsys.readouterr().err
+    assert main([*command, "--classes", "top,QCD", "--signal", "W"]) == 2
+    assert "export: --classes must be different names" in capsys.readouterr().err
+    assert main([*command, "--classes", "top,QCD", "--signal", "top", "--model", "particlenet_lite"]) == 0
+    facts = {entry.key: entry.value for entry in onnx.load(tmp_path / "net.onnx").metadata_props}
+    assert facts["model"] == "particlenet_lite" and facts["signal"] == "0"
+
+
 def test_errors(tmp_path):
     path = tmp_path / "model.onnx"
     with pytest.raises(NotImplementedError, match=r"export: model must be one of .*, got pfn"):
         models.export(models.build("pfn"), path)
-    with pytest.raises(NotImplementedError, match=r'export: inputs must be .*got "full"'):
-        models.export(built("particlenet", inputs="full"), path)
+    for inputs, found in (("full", "full"), (7, "a number of columns")):
+        with pytest.raises(NotImplementedError, match=f'export: inputs must be .*got "{found}"'):
+            models.export(built("particlenet", inputs=inputs), path)
+    for dtype in (torch.float16, torch.bfloat16):
+        with pytest.raises(TypeError, match=r"export: weights must be float32 or float64, got b?float16"):
+            models.export(built("particlenet").to(dtype), path)
     for config in ({"m2": "stable"}, {"pair_extra_dim": 2}):
         with pytest.raises(NotImplementedError, match="export: a Particle Transformer must have no extra inputs"):
             models.export(built("particle_transformer", **config), path)

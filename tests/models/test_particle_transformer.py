@@ -261,8 +261,8 @@ def test_blocks_of_jets_change_nothing(monkeypatch):
     [
         {"embed_dims": (16, 8), "num_heads": 1},
         {"embed_dims": (32,), "num_heads": 16, "inputs": "full"},
-        {"embed_dims": (16, 24), "num_heads": 3, "num_layers": 0},
-        {"embed_dims": (16, 24), "num_heads": 6, "num_cls_layers": 0},
+        {"embed_dims": (16, 24), "num_heads": 3, "num_layers": 1},
+        {"embed_dims": (16, 24), "num_heads": 6, "num_cls_layers": 1},
         {"embed_dims": (16, 40), "num_heads": 40},  # not with the kernel, which has 32 lanes for heads
         {"embed_dims": (16, 20), "num_heads": 4},  # not with the kernel, which wants multiples of 8
     ],
@@ -384,6 +384,10 @@ def test_features_and_a_new_head():
     assert model(inputs).shape == (len(COUNTS), 3) and model.classes == ("QCD", "W", "top")
     assert torch.equal(model(inputs, return_features=True)[1], features)
     assert models.describe(model)["config"]["fc_params"] == [[8, 0.1]]
+    head = model.fc
+    with pytest.raises(ValueError, match="signal must index classes"):
+        model.replace_head(("QCD", "top"), signal=2)
+    assert model.fc is head and model.signal == 2 and model.classes == ("QCD", "W", "top")
 
 
 @pytest.mark.parametrize(("config", "number"), [({}, 2_141_134), ({"classes": list("abcdefghij")}, 2_142_166)])
@@ -398,6 +402,11 @@ def test_parameter_count(config, number):
         ({"inputs": "pid"}, "inputs must be one of kin, kinpid, full or a number of columns, got 'pid'"),
         ({"num_heads": 7}, "num_heads must divide the width 128, got 7"),
         ({"bn": "eval"}, 'bn must be "batch" or "frozen", got \'eval\''),
+        ({"m2": "exact"}, 'm2 must be "reference" or "stable", got \'exact\''),
+        ({"num_layers": 1}, "num_layers must be 1 or more, got 0"),
+        ({"num_cls_layers": 1}, "num_cls_layers must be 1 or more, got 0"),
+        ({"bn_stats": ("padded", 0)}, r"bn_stats must be .*, got \('padded', 0\)"),
+        ({"remove_self_pair": True, "pair_extra_dim": 2}, "remove_self_pair must be False .* got pair_extra_dim=2"),
     ],
 )
 def test_bad_configuration(config, message):
@@ -407,7 +416,58 @@ def test_bad_configuration(config, message):
 
 def test_extra_inputs_must_fit_the_model():
     inputs = ragged(*padded_jets([3]))
-    with pytest.raises(ValueError, match=r"extra must have shape \(pairs, 0\), got \(9, 3\)"):
-        random_model()(inputs, extra=torch.zeros(9, 3))
-    with pytest.raises(ValueError, match=r"extra must have shape \(pairs, 3\), got None"):
-        random_model(pair_extra_dim=3)(inputs)
+    with pytest.raises(ValueError, match=r"extra must have shape .* = \(9, 0\), got \(9, 3\)"):
+        random_model()(inputs, extra=torch.zeros(9, 3).double())
+    model = random_model(pair_extra_dim=3)
+    with pytest.raises(ValueError, match=r"extra must have shape .* = \(9, 3\), got None"):
+        model(inputs)
+    for shape in ((8, 3), (9, 2), (3, 9), (9,)):
+        with pytest.raises(ValueError, match=r"extra must have shape .* = \(9, 3\), got \("):
+            model(inputs, extra=torch.zeros(shape).double())
+    with pytest.raises(TypeError, match=r"extra must be a tensor of the features' torch.float64, got torch.float32"):
+        model(inputs, extra=torch.zeros(9, 3))
+
+
+@pytest.mark.parametrize("config", [{}, {"pair_extra_dim": 3}, {"remove_self_pair": True}])
+@pytest.mark.parametrize("counts", [[0, 0], [1, 1], []])
+def test_training_on_jets_without_pairs(counts, config):
+    """Or without constituents, or no jets: nothing is learned of what is not there."""
+    model = random_model(**config).train()
+    x, points, p4, mask = (array[: len(counts)] for array in padded_jets(counts or [2]))
+    inputs = ragged(x, points, p4, mask)._replace(offsets_host=np.concatenate([[0], np.cumsum(counts, dtype=int)]))
+    extra = torch.zeros(sum(counts), 3).double() if "pair_extra_dim" in config else None
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    assert model(inputs, extra=extra).shape == (len(counts), 2)
+    after = dict(model.named_buffers())
+    if not sum(counts):
+        assert all(torch.equal(before[name], after[name]) for name in before)
+    assert all(buffer.isfinite().all() for buffer in after.values())
+    some = ragged(*padded_jets(COUNTS))
+    extra = None if extra is None else torch.zeros(int((some.offsets.diff() ** 2).sum()), 3).double()
+    assert model.eval()(some, extra=extra).isfinite().all()
+
+
+def test_norms_in_evaluation_mode_stay_frozen():
+    """The usual way with torch; extra inputs have norms of their own."""
+    inputs = ragged(*padded_jets(COUNTS))
+    extra = torch.from_numpy(np.random.default_rng(5).normal(size=(int((inputs.offsets.diff() ** 2).sum()), 3)))
+    model = random_model(pair_extra_dim=3).train()
+    norms = {name: part for name, part in model.named_modules() if isinstance(part, torch.nn.BatchNorm1d)}
+    for part in norms.values():
+        part.eval()
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    found = model(inputs, extra=extra)
+    assert all(torch.equal(before[name], buffer) for name, buffer in model.named_buffers())
+    torch.testing.assert_close(found, model.eval()(inputs, extra=extra), rtol=1e-12, atol=1e-12)
+    model.train()
+    norms["pair_embed.fts_embed.0"].eval()
+    model(inputs, extra=extra)
+    moved = {name.rsplit(".", 1)[0] for name, buffer in model.named_buffers() if not torch.equal(before[name], buffer)}
+    assert moved == norms.keys() - {"pair_embed.fts_embed.0"}
+
+
+def test_padded_statistics_need_room():
+    with pytest.raises(
+        ValueError, match=r"bn_stats must be of a P that jets fit in, got \('padded', 2\) for 1 jets of 3"
+    ):
+        random_model(bn_stats=("padded", 2)).train()(ragged(*padded_jets([3])))

@@ -315,3 +315,46 @@ def test_unknown_inputs():
         ValueError, match="ParticleNetLite: inputs must be one of kin, kinpid, full or a number of columns, got 'all'"
     ):
         models.build("particlenet_lite", inputs="all")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"missing": "none"}, 'ParticleNetLite: missing must be "real" or "ghost", got \'none\''),
+        ({"bn_stats": "padded"}, "bn_stats must be .* got 'padded'"),
+        ({"bn_stats": ("padded", 1.5)}, "bn_stats must be"),
+        ({"conv_params": ()}, r"conv_params must be .* got \(\)"),
+        ({"conv_params": [(7, (8,))]}, "conv_params must be"),
+        ({"conv_params": [(0, (8, 8))]}, "conv_params must be"),
+        ({"conv_params": [(7, (8, 8)), (33, (8, 8))]}, "conv_params must be"),
+    ],
+)
+def test_bad_configuration(config, message):
+    with pytest.raises(ValueError, match=message):
+        models.build("particlenet_lite", **config)
+
+
+@pytest.mark.parametrize("jets", [0, 2])
+def test_training_on_no_constituents(jets):
+    """Nothing is learned, and scores are finite afterwards."""
+    model = models.build("particlenet_lite", use_fusion=True).double().train()
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    x, points, _ = padded_jets((5, 3))
+    empty = ragged(x[:jets], points[:jets], torch.zeros(jets, x.shape[1]) > 0)
+    assert model(empty).shape == (jets, 2)
+    assert all(torch.equal(before[name], buffer) for name, buffer in model.named_buffers())
+    x, points, mask = padded_jets((5, 3))
+    assert model.eval()(ragged(x, points, mask)).isfinite().all()
+
+
+@pytest.mark.parametrize("config", [{}, {"bn_stats": ("padded", 205)}])
+def test_norms_in_evaluation_mode_stay_frozen(config):
+    model = randomised(**config, use_fusion=True).train()
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    inputs = ragged(*padded_jets(COUNTS, 205))
+    found = model(inputs)
+    assert all(torch.equal(before[name], buffer) for name, buffer in model.named_buffers())
+    torch.testing.assert_close(found, model.eval()(inputs), rtol=1e-12, atol=1e-12)

@@ -197,6 +197,10 @@ def test_score_leaves_the_mode_alone(jets64):
     for training in (True, False):
         models.score(model.train(training), jets64)
         assert model.training is training
+    model.train()
+    model.phi.eval()
+    models.score(model, jets64)
+    assert model.training and model.f.training and not any(module.training for module in model.phi.modules())
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
@@ -244,6 +248,9 @@ def test_load_errors(tmp_path):
         models.load(model.state_dict(), name="pfn")
     with pytest.raises(CheckpointError, match="does not fit model efn"):
         models.load(model.state_dict(), name="efn", classes=["QCD", "top"], signal=1)
+    for config in ({"phi": []}, {"phi": 3}, {"phi": {1: 2}}, {"f": [object()]}):
+        with pytest.raises(CheckpointError, match="does not fit model pfn"):
+            models.load(model.state_dict(), name="pfn", classes=["QCD", "top"], signal=1, **config)
     path = tmp_path / "model.safetensors"
     with pytest.raises(FileNotFoundError):
         models.load(path)
@@ -274,3 +281,23 @@ def test_build_errors():
         models.build("resnet")
     with pytest.raises(ValueError, match="signal must index classes"):
         models.build("pfn", signal=2)
+    for signal in (True, 1.0, "top"):
+        with pytest.raises(TypeError, match="PFN: signal must be an integer, got"):
+            models.build("pfn", signal=signal)
+    for classes in ("QCD", 2, (0, 1)):
+        with pytest.raises(TypeError, match="PFN: classes must be"):
+            models.build("pfn", classes=classes, signal=0)
+    for classes in ((), ("top",), ("top", "top")):
+        with pytest.raises(ValueError, match="PFN: classes must be 2 or more different names"):
+            models.build("pfn", classes=classes, signal=0)
+
+
+@pytest.mark.parametrize("name", ["particle_transformer", "particlenet_lite", "pfn"])
+def test_inputs_of_another_kind_are_refused(name, jets64):
+    model = models.build(name).eval()
+    for jets, found in ((jets64, "ndarray"), (jets64.to(library="torch").astype("float64"), "torch.float64")):
+        with pytest.raises(
+            TypeError, match=f"x of Inputs must be a torch tensor of the weights' torch.float32, got {found}"
+        ):
+            model(model.recipe(jets[:2]))
+    assert model(model.recipe(jets64[:2].to(library="torch").astype("float32"))).shape == (2, 2)

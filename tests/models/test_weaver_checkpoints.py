@@ -37,7 +37,7 @@ SHAPES = {
             "inputs": "full", "embed_dims": (16,), "pair_embed_dims": (6,), "num_heads": 2, "num_layers": 1,
             "num_cls_layers": 2, "fc_params": (), "pair_extra_dim": 3,
         },
-        {"use_pre_activation_pair": True, "remove_self_pair": True},
+        {"use_pre_activation_pair": True},
     ),
     "ParticleNet": (
         "particlenet",
@@ -76,13 +76,13 @@ def listed(config):
 @pytest.mark.parametrize("case", SHAPES)
 def test_round_trip(case, tmp_path):
     """By a file of weaver and back: name, sizes and every tensor; through our own file nothing changes any more."""
-    model = made(case)
     name, told, untold = SHAPES[case]
+    ghost = {} if name == "particle_transformer" else {"missing": "ghost"}
+    model = made(case, **ghost)
     models.save(model, tmp_path / "weaver.pt", format="weaver")
     state = torch.load(tmp_path / "weaver.pt", weights_only=True)
     assert {*state} == {f"mod.{key}" for key in model.state_dict()}
     loaded = models.load(tmp_path / "weaver.pt", **TOP, **untold)
-    ghost = {} if name == "particle_transformer" else {"missing": "ghost"}
     assert (loaded.name, listed(loaded.config)) == (name, listed({**told, **untold, **TOP, **ghost}))
     assert (loaded.classes, loaded.signal, loaded.training) == (TOP["classes"], 0, False)
     models.save(loaded, tmp_path / "ours.safetensors")
@@ -173,7 +173,7 @@ def test_what_is_given_goes_before_what_is_told():
         (
             lambda s: {**s, "mod.embed.input_bn.weight": torch.ones(9)},
             TOP,
-            r"has 9 inputs per constituent, there is no recipe of so many \(kin 7, kinpid 13, full 17\)",
+            r"has 9 inputs per constituent, there is no recipe of so many \(kin 7, kinpid 13, full 17\); .*inputs=9",
         ),
     ],
 )
@@ -181,6 +181,44 @@ def test_errors(change, options, message):
     state = change(FORMS["wrapped"](made("small ParT").state_dict()))
     with pytest.raises(CheckpointError, match=message):
         models.load(state, **options)
+
+
+def test_columns_of_ones_own():
+    """Load for Inputs, once their number is named."""
+    config = {"conv_params": LITE, "missing": "ghost", **TOP}
+    model = models.build("particlenet_lite", inputs=9, **config)
+    state = FORMS["wrapped"](model.state_dict())
+    for options in ({}, {"inputs": 8}):
+        with pytest.raises(CheckpointError, match="has 9 inputs per constituent"):
+            models.load(state, **TOP, **options)
+    loaded = models.load(state, **TOP, inputs=9)
+    assert loaded.recipe is None and loaded.name == "particlenet_lite"
+    assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in model.state_dict().items())
+
+
+def test_what_does_not_fit_is_a_checkpoint_error():
+    """Whatever the constructor stumbles over."""
+    state = FORMS["wrapped"](made("small ParT").state_dict())
+    for config in ({"embed_dims": ()}, {"num_heads": 0}, {"fc_params": 1}, {"classes": ("top", "top")}):
+        with pytest.raises(CheckpointError, match="does not fit model particle_transformer"):
+            models.load(state, **{**TOP, **config})
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "message"),
+    [
+        (
+            "particlenet_lite",
+            {},
+            'missing must be "ghost", .* got "real"; build or load the model with missing="ghost"',
+        ),
+        ("particle_transformer", {"m2": "stable", "num_layers": 1}, 'm2 must be "reference", .* got "stable"'),
+    ],
+)
+def test_what_weaver_computes_otherwise_is_not_written(name, config, message, tmp_path):
+    with pytest.raises(ValueError, match=f"save: {message}"):
+        models.save(models.build(name, **config), tmp_path / "x.pt", format="weaver")
+    assert not (tmp_path / "x.pt").exists()
 
 
 def test_neighbours_must_be_given():
@@ -324,8 +362,8 @@ def test_weaver_loads_what_we_save(tmp_path):
     cases, expected = [], []
     for name, options in (
         ("particle_transformer", {"num_layers": 2, "embed_dims": (24, 16), "num_heads": 4, "fc_params": ((9, 0.1),)}),
-        ("particlenet", {"conv_params": WIDE[:2]}),
-        ("particlenet_lite", {"use_fusion": True}),
+        ("particlenet", {"conv_params": WIDE[:2], "missing": "ghost"}),
+        ("particlenet_lite", {"use_fusion": True, "missing": "ghost"}),
     ):
         torch.manual_seed(1)
         ours = models.build(name, **options, **TOP)
