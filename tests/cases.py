@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 
 from fasttag_kernels.distance_correlation import distance_correlation
 from fasttag_kernels.distance_correlation import reference as distance_correlation_reference
@@ -240,6 +241,28 @@ def _segment_softmax_scale(values: np.ndarray, offsets: np.ndarray) -> np.ndarra
     return scale
 
 
+BAD_DROPOUT = [
+    ({"dropout": 1.0}, ValueError, "dropout must lie in 0..1, 1 left out, got 1.0; it is the part dropped"),
+    ({"dropout": float("nan")}, ValueError, "dropout must lie in 0..1, 1 left out, got nan"),
+    ({"dropout": -0.1}, ValueError, "dropout must lie in 0..1"),
+    ({"dropout": "0.1"}, TypeError, "dropout must be a number, got '0.1'; 0.0 is none"),
+    ({"dropout": True}, TypeError, "dropout must be a number, got True"),
+    ({"dropout": None}, TypeError, "dropout must be a number, got None"),
+    ({"dropout": np.zeros(1)}, TypeError, "dropout must be a number"),
+    *(
+        ({name: value}, error, message)
+        for name, end in (("seed", 1 << 63), ("layer", 1 << 32))
+        for value, error, message in (
+            (-1, ValueError, f"{name} must lie in 0..{end - 1}, got -1; take it modulo {end}"),
+            (end, ValueError, f"{name} must lie in 0..{end - 1}, got {end}"),
+            (np.int64(-1), ValueError, f"{name} must lie in 0.."),
+            *(
+                (value, TypeError, f"{name} must be an integer, got ")
+                for value in (0.5, True, np.True_, "0", None, [1], np.array(1), torch.tensor(1), np.float32(1))
+            ),
+        )
+    ),
+]
 DROPOUT = ({}, {"dropout": 0.3, "seed": 5 + (1 << 40), "layer": 2})
 
 
@@ -258,14 +281,11 @@ def _gelu_layer_norm_oracle(*arguments: np.ndarray) -> tuple:
 
 
 def _gelu_layer_norm_scale(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
-    """The bound of GELU and half an ulp of dropout, in the number itself, the mean and the variance; 3 products.
-
-    In float64 also up to C ulp that mean and variance lose.
-    """
+    """The bound of GELU and half an ulp of dropout, in the number itself, the mean and the variance; 3 products."""
     scales = []
     for dropout in DROPOUT:
         normal, scale, z, _ = gelu_layer_norm_reference.normalised(x, **dropout)
-        ulps = 6.5 if x.dtype == np.float32 else 4.5 + 2 * x * x + x.shape[1]
+        ulps = 6.5 if x.dtype == np.float32 else 4.5 + 2 * x * x
         error, size = scale * np.abs(z) * ulps, np.abs(normal)
         mean, deviation = error.mean(1, keepdims=True), (size * error).mean(1, keepdims=True)
         scales.append(np.abs(weight) * (error + mean + size * (deviation + 2)))

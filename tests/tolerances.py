@@ -40,8 +40,8 @@ TOLERANCES = {
     # scale: the differences that go into the exponentials, and of float64 n additions
     ("segment_softmax", "float32"): (2.7 * EPS32, 0.5 * EPS32),
     ("segment_softmax", "float64"): (4 * EPS64, 0.5 * EPS64),
-    # scale: the bounds of GELU through LayerNorm, and 2 ulp of the normalised number; then a sum, half an ulp. In
-    # float64 the oracle is bounded no better, so twice
+    # scale: the bounds of GELU through LayerNorm, and 2 ulp of the normalised number; then a sum, half an ulp.
+    # In float64 the oracle is bounded no better, so twice
     ("gelu_layer_norm", "float32"): (0.5 * EPS32, EPS32),
     ("gelu_layer_norm", "float64"): (EPS64, 2 * EPS64),
     # scale = reference.rounding_scale: half an eps of every number that is rounded, times the slopes it then meets

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
-from collections.abc import Callable
+import numbers
+import operator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -89,17 +91,36 @@ def check_integer(op: str, name: str, value: Any, least: int, hint: str) -> None
         raise ValueError(f"{op}: {name} must be {least} or more, got {value}; {hint}")
 
 
-def check_dropout(op: str, dropout: Any, seed: Any, layer: Any) -> None:
-    """A probability below 1, and what fits into key and counter of Philox4x32."""
-    if not isinstance(dropout, (float, int)) or isinstance(dropout, bool):
+def least(a: Any, b: Any) -> Any:
+    """The smaller of two sizes, which torch may trace as symbols."""
+    if isinstance(a, int) and isinstance(b, int):
+        return min(a, b)
+    import torch
+
+    return torch.sym_min(a, b)
+
+
+def check_dropout(op: str, dropout: Any, seed: Any, layer: Any) -> tuple[float, Any, Any]:
+    """A probability below 1, and what fits into key and counter of Philox4x32; as Python's own numbers."""
+    if not isinstance(dropout, numbers.Real) or isinstance(dropout, bool):
         raise TypeError(f"{op}: dropout must be a number, got {dropout!r}; 0.0 is none")
+    dropout = float(dropout)
     if not 0 <= dropout < 1:
         raise ValueError(f"{op}: dropout must lie in 0..1, 1 left out, got {dropout}; it is the part dropped")
-    for name, value, end in (("seed", seed, 1 << 63), ("layer", layer, 1 << 32)):
-        if isinstance(value, (bool, float)):  # not check_integer: torch.compile traces `seed` as a symbol
+    seed, layer = _word(op, "seed", seed, 1 << 63), _word(op, "layer", layer, 1 << 32)
+    return dropout, seed, layer
+
+
+def _word(op: str, name: str, value: Any, end: int) -> Any:
+    """An integer below `end`; a symbol of torch, which must not be asked for its value, stays one."""
+    symbol = type(value).__name__ == "SymInt"
+    if not (symbol or isinstance(value, int)) or isinstance(value, bool):
+        if isinstance(value, bool) or library_of(value) or not hasattr(value, "__index__"):
             raise TypeError(f"{op}: {name} must be an integer, got {value!r}; convert it")
-        if value < 0 or value >= end:
-            raise ValueError(f"{op}: {name} must lie in 0..{end - 1}, got {value}; take it modulo {end}")
+        value = operator.index(value)
+    if value < 0 or value >= end:
+        raise ValueError(f"{op}: {name} must lie in 0..{end - 1}, got {value}; take it modulo {end}")
+    return value
 
 
 def check_offsets(op: str, offsets: Any) -> None:
@@ -236,21 +257,28 @@ def execute_backward(
     """The gradients in the arguments that the table names, given the gradient in the first output.
 
     `arguments` are those of the op and then its saved outputs. The gradient in an argument that is None is empty, that
-    in a list is a list.
+    in a list is a list; a gradient that is not needed is empty, too.
     """
-    names = list(TABLE[op]["arguments"])
     place, view, keywords = _way(op, backend, arguments[0], offsets_host, threads)
 
-    def new(like: Any) -> Any:
+    def new(like: Any, need: bool) -> Any:
         if isinstance(like, list | tuple):
-            return [new(one) for one in like]
-        return empty((0,) if like is None else tuple(like.shape), dtype=dtype_of(gradient if like is None else like))
+            return [new(one, need) for one in like]
+        shape = tuple(like.shape) if need and like is not None else (0,)
+        return empty(shape, dtype=dtype_of(gradient if like is None else like))
 
     with place:
-        outs = [new(arguments[names.index(name)]) for name in TABLE[op]["gradients"]]
+        outs = [new(*given) for given in differentiable(op, arguments)]
         run = implementation(op, backend, "backward")
         run(view(gradient), *(_views(view, a) for a in arguments), *(_views(view, out) for out in outs), **keywords)
     return outs[0] if len(outs) == 1 else tuple(outs)
+
+
+def differentiable(op: str, arguments: tuple) -> Iterator[tuple[Any, bool]]:
+    """The arguments that the table has gradients in, and whether they are needed: of an op without "saved" all are."""
+    given = dict(zip(TABLE[op]["arguments"], arguments))
+    names = TABLE[op]["gradients"]
+    return zip([given[name] for name in names], given["needed"] if "saved" in TABLE[op] else [True] * len(names))
 
 
 def _views(view: Callable, argument: Any) -> Any:

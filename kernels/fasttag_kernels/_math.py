@@ -23,6 +23,7 @@ from ._numba import helper
 
 LN2_HI, LN2_LO = 6.93147180369123816490e-01, 1.90821492927058770002e-10  # 2^k * LN2_HI is exact for |k| < 2^11
 LN2_HI32, LN2_LO32 = float32(0.693359375), float32(-2.12194440e-4)  # the same for |k| < 2^14
+LOWEST32, LOWEST = float32(-87.3), -708.0  # what exp is clamped to from below: e^x is normal
 PI, HALF_PI, QUARTER_PI, TAN_PI_8 = 3.141592653589793, 1.5707963267948966, 0.7853981633974483, 0.41421356237309503
 SIGN, EXPONENT = uint64(0x8000000000000000), uint64(0xFFF0000000000000)
 ONE, ONE_OVER_SQRT2 = uint64(0x3FF0000000000000), uint64(0x3FE6A09E667F3BCD)
@@ -105,7 +106,7 @@ def _log32(x):
 
 @helper
 def _exp64(x):
-    x = min(max(x, -708.0), 709.4)
+    x = min(max(x, LOWEST), 709.4)
     shifted = x * 1.4426950408889634 + ROUND
     k = shifted - ROUND
     r = (x - k * LN2_HI) - k * LN2_LO
@@ -125,7 +126,7 @@ def _exp64(x):
 
 @helper
 def _exp32(x):
-    return _exp32_sum(min(max(x, float32(-87.3)), float32(88.37)), float32(0.0))
+    return _exp32_sum(min(max(x, LOWEST32), float32(88.37)), float32(0.0))
 
 
 @helper

@@ -177,7 +177,7 @@ TABLE: dict[str, dict[str, Any]] = {
             "needed": "bool[]",
         },
         "returns": "(Tensor, Tensor)",
-        "saved": ("lse",),
+        "saved": ("norm",),
         "gradients": ("qkv", "bias"),
         "paper": "Vaswani et al., arXiv:1706.03762, eq. (1); Particle Transformer, arXiv:2202.03772, eq. (5)",
     },

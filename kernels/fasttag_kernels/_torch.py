@@ -13,7 +13,7 @@ import torch
 from torch.autograd import forward_ad
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from ._dispatch import backend_for, execute, execute_backward, returned
+from ._dispatch import backend_for, differentiable, execute, execute_backward, returned
 from ._table import TABLE
 
 # CuPy's scratch memory is its own: a CUDA graph would write to it after others have got it
@@ -103,14 +103,14 @@ def _register_gradient(op: str, row: dict[str, Any], arguments: str) -> None:
 
     @torch.library.register_fake(f"fasttag::{op}_backward")
     def _(gradient: torch.Tensor, *arguments: Any) -> Any:
-        def new(like: Any) -> Any:
+        def new(like: Any, need: bool) -> Any:
             if isinstance(like, list | tuple):
-                return [new(one) for one in like]
-            if like is None:
-                return gradient.new_empty((0,))
+                return [new(one, need) for one in like]
+            if not need or like is None:
+                return (gradient if like is None else like).new_empty((0,))
             return torch.empty_like(like, memory_format=torch.contiguous_format)
 
-        outs = [new(arguments[place]) for place in places]
+        outs = [new(*given) for given in differentiable(op, arguments)]
         return outs[0] if len(outs) == 1 else tuple(outs)
 
     def setup(ctx: Any, inputs: tuple, output: Any) -> None:
@@ -131,6 +131,11 @@ def _register_gradient(op: str, row: dict[str, Any], arguments: str) -> None:
         gradients: list[Any] = [[None] * len(value) if many else None for value, many in zip(values, lists)]
         if gradient is None:
             return tuple(gradients)
+        if saved_names:
+            for place, need in zip(places, values[names.index("needed")]):
+                wanted = ctx.needs_input_grad[place]
+                if not need and (any(wanted) if isinstance(wanted, list | tuple) else wanted):
+                    raise RuntimeError(f"{op}: recorded without gradients; export or call it with gradients enabled")
         found = getattr(torch.ops.fasttag, f"{op}_backward")(gradient, *values)
         found = (found,) if len(places) == 1 else found
         for place, value in zip(places, found):

@@ -56,6 +56,14 @@ def test_values_that_are_not_finite_or_far_apart(column, expected, dtype):
         np.testing.assert_array_equal(found[2:-2, 1], of_torch)
 
 
+@pytest.mark.parametrize(("dtype", "lowest"), [("float32", -87.3), ("float64", -708.0)])
+def test_weights_end_where_the_exponential_does(dtype, lowest):
+    values = np.array([0, lowest - 0.03, 0, lowest + 0.03], dtype)
+    assert segment_softmax(values, np.array([0, 2])).tolist()[1] == 0
+    found = segment_softmax(values, np.array([2, 4]))[3]
+    assert found == pytest.approx(np.exp(np.float64(values[3])), rel=1e-5)
+
+
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=9), st.integers(0, 2**32), st.floats(-50, 50))
 def test_adds_up_to_one_and_does_not_see_a_shift(counts, seed, shift):
     rng = np.random.default_rng(seed)

@@ -429,6 +429,6 @@ KERNEL distance_gradients(int n, int tile, int tiles, int spare, int unbiased, i
 KERNEL distance_scale(const REAL* __restrict__ factor, int n, const REAL* __restrict__ dx, const REAL* __restrict__ dy, REAL* __restrict__ grad_x, REAL* __restrict__ grad_y) {
   const int64 i = (int64)blockIdx.x * blockDim.x + threadIdx.x;
   if (i >= n) return;
-  grad_x[i] = dx ? *factor * dx[i] : (REAL)NOT_A_NUMBER;
-  grad_y[i] = dy ? *factor * dy[i] : (REAL)NOT_A_NUMBER;
+  if (dx) grad_x[i] = *factor * dx[i];
+  if (dy) grad_y[i] = *factor * dy[i];
 }

@@ -259,6 +259,10 @@ def _layers(first, last, graph, norms, begin, end, kept, sums, added, column, sc
 
 def backward(gradient, x, neighbours, offsets, weights, running, statistics, padded, missing, needed, moments, kept,
              grad_x, grad_weights, *, threads):  # fmt: skip
+    if not needed[0]:
+        grad_x = np.empty(x.shape, x.dtype)
+    if not needed[1]:
+        grad_weights = [np.empty(weight.shape, weight.dtype) for weight in weights]
     graph, given = _graph(x, neighbours, offsets, weights, missing, threads), statistics == "running"
     layers, sizes = len(graph.widths), [len(gamma) for gamma in weights[1::3]]
     if given:

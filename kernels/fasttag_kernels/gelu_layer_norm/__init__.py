@@ -34,8 +34,9 @@ def gelu_layer_norm(
     eps : above 0; added to the variance, so that a constant row gives `bias`.
     dropout : probability to drop a number, 0 <= dropout < 1, in steps of 2^-32.
     seed, layer : Z_ic is word c % 4 of Philox4x32-10 (doi:10.1145/2063384.2063405) with the key `seed` and the counter
-        (layer, i, 0, c // 4): dropped where that is below dropout 2^32. The same for any number of threads. Give every
-        dropout of a network its own `layer`. 0 <= seed < 2^63, 0 <= layer < 2^32.
+        (layer, i, 2^32 - 1, c // 4): dropped where that is below dropout 2^32. The same for any number of threads.
+        `particle_attention` has the head in place of 2^32 - 1, so one `layer` will do for both; give every other
+        dropout of a network its own. 0 <= seed < 2^63, 0 <= layer < 2^32.
     threads : CPU threads, default `set_threads`.
 
     Returns
@@ -68,8 +69,9 @@ def gelu_layer_norm(
         raise TypeError(f"{op}: eps must be a number, got {eps!r}; PyTorch's default is 1e-5")
     if not 0 < eps < math.inf:
         raise ValueError(f"{op}: eps must be above 0 and finite, got {eps}; PyTorch's default is 1e-5")
-    _dispatch.check_dropout(op, dropout, seed, layer)
-    return _dispatch.call(op, x, weight, bias, float(eps), float(dropout), seed, layer, threads=threads)
+    return _dispatch.call(
+        op, x, weight, bias, float(eps), *_dispatch.check_dropout(op, dropout, seed, layer), threads=threads
+    )
 
 
 def check_values(*_: Any) -> None:

@@ -31,11 +31,11 @@ def _numbers(x, dropout, seed, layer):
 
 @helper
 def _factors(row, words, factor, factors):
-    """What dropout multiplies a row with: column c by word c % 4 of the counter (layer, row, 0, c // 4)."""
+    """What dropout multiplies a row with: column c by word c % 4 of the counter (layer, row, 2^32 - 1, c // 4)."""
     layer, key0, key1, threshold = words
     zero = factors.dtype.type(0)
     for k in range(factors.size // 4):
-        a, b, c, d = philox(layer, uint32(row), uint32(0), uint32(k), key0, key1)
+        a, b, c, d = philox(layer, uint32(row), uint32(0xFFFFFFFF), uint32(k), key0, key1)
         factors[4 * k] = factor if a >= threshold else zero
         factors[4 * k + 1] = factor if b >= threshold else zero
         factors[4 * k + 2] = factor if c >= threshold else zero
@@ -44,12 +44,17 @@ def _factors(row, words, factor, factors):
 
 @kernel
 def _statistics(z, eps):
-    """Mean and 1 / standard deviation, in one pass over the distances from the first number.
+    """Mean and 1 / standard deviation by the distances from the first number, of float64 from a first mean.
 
-    That is at most sqrt(C) standard deviations from the mean, so no more than C ulp of float64 cancel.
+    The first number is at most sqrt(C) standard deviations from the mean, so that C ulp of float64 may cancel.
     """
     origin = np.float64(z[0]) if z.size else 0.0
     total = squares = 0.0
+    if z.itemsize == 8:
+        for c in range(z.size):
+            total += z[c] - origin
+        origin += total / z.size
+        total = 0.0
     for c in range(z.size):
         distance = z[c] - origin
         total += distance

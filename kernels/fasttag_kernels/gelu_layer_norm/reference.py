@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-LOW = np.uint64(0xFFFFFFFF)
+from ..particle_attention.reference import philox
+
 _erfc = np.vectorize(math.erfc, otypes=[np.float64])
 
 
@@ -17,21 +18,10 @@ def gelu(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return x * below, below + x * np.exp(-x * x / 2) / math.sqrt(2 * math.pi)
 
 
-def philox(counter: Any, key: Any) -> np.ndarray:
-    """Philox4x32-10 (doi:10.1145/2063384.2063405): (4, ...) uint32 of counters (4, ...) and a key of two words."""
-    c = [np.asarray(word).astype(np.uint64) for word in counter]
-    k = [np.uint64(word) for word in key]
-    for _ in range(10):
-        a, b = np.uint64(0xD2511F53) * c[0], np.uint64(0xCD9E8D57) * c[2]
-        c = [(b >> np.uint64(32)) ^ c[1] ^ k[0], b & LOW, (a >> np.uint64(32)) ^ c[3] ^ k[1], a & LOW]
-        k = [(k[0] + np.uint64(0x9E3779B9)) & LOW, (k[1] + np.uint64(0xBB67AE85)) & LOW]
-    return np.stack(np.broadcast_arrays(*c)).astype(np.uint32)
-
-
 def kept(shape: tuple[int, int], dropout: float, seed: int, layer: int) -> np.ndarray:
     """(N, C) factors: 0 where dropped, else 1 / (1 - dropout)."""
     i, c = np.indices(shape)
-    words = philox((layer, i, 0, c // 4), (seed & 0xFFFFFFFF, seed >> 32))
+    words = philox((layer, i, 0xFFFFFFFF, c // 4), (seed & 0xFFFFFFFF, seed >> 32))
     word = np.take_along_axis(words, (c % 4)[None], 0)[0]
     return np.where(word >= np.uint32(int(dropout * 2**32)), 1 / (1 - dropout), 0.0)
 

@@ -46,7 +46,7 @@ def pair_bias(
     ordered : for "batch", pairs i > j count twice, as where all n^2 are evaluated (weaver with further pair inputs).
     remove_self_pair : the bias of i = j is 0 and it does not count in the statistics.
     m2 : of `pairwise_features`; networks of weaver want "reference".
-    pairs : M where it is known, so that nobody looks at the values of `offsets` for it.
+    pairs : M where it is known, so that torch.compile need not look at the values of `offsets`.
     threads : CPU threads, default `set_threads`.
     offsets_host : `offsets` in NumPy, needed on a GPU; `Jets` brings it.
 
@@ -153,10 +153,10 @@ def check_values(p4: Any, offsets: Any, pairs: int, *rest: Any) -> None:
 def outputs(p4: Any, offsets: Any, pairs: int, weights: Any, *rest: Any) -> tuple:
     """Bias, moments; for the gradient the covariance of the features, and of each tile what is kept of it.
 
-    With n constituents in jets there are (pairs + n) / 2 with i >= j; n is at most that of p4, which is known.
+    With n constituents in jets there are (pairs + n) / 2 with i >= j; n is at most that of p4 and at most the pairs.
     """
     dtype, widths, needed = _dispatch.dtype_of(p4), widths_of(weights), rest[-1]
-    tiles = -(-((pairs + p4.shape[1]) // 2) // TILE) if any(needed) else 0
+    tiles = -(-((pairs + _dispatch.least(pairs, p4.shape[1])) // 2) // TILE) if any(needed) else 0
     kept = (tiles, places(widths)[-1], TILE)
     channels = 4 + sum(widths)
     return ((widths[-1], pairs), dtype), ((2, channels), "float64"), ((4, 4), "float64"), (kept, dtype)

@@ -74,13 +74,14 @@ def run(
         arguments = features, stack, p, begin, end, finish, last_activation, kept, sums, out
         _threads.over(tiles, threads, _layers, *arguments)
 
-    if statistics == "running":
-        moments[0], moments[1], covariance[:] = np.concatenate(running[::2]), np.concatenate(running[1::2]), 0
+    total = _total(p)
+    if statistics == "running" or total == 0:
+        moments[:] = (np.concatenate(running[::2]), np.concatenate(running[1::2])) if statistics == "running" else 0
+        covariance[:] = 0
         through(1, len(widths), True, np.empty((0, 3, 0)))
         return
     if not any(needed):
         kept = np.empty((tiles, places(widths)[-1], TILE), p4.dtype)
-    total = max(_total(p), 1)
     moments[0], moments[1] = 0, 1
     mean, found = _moments_of_features(features, p, tiles, total, threads)
     moments[:, :4], covariance[:] = (mean, np.diag(found)), found
@@ -120,6 +121,8 @@ def backward(
     *,
     threads,
 ):
+    if not needed[1]:
+        grad_weights = [np.empty(weight.shape, weight.dtype) for weight in weights]
     p, stack = _pairs(offsets, ordered, remove_self_pair), _stack(weights, moments, p4.dtype)
     scale, _, mean, per_sd = _affine(weights, moments)
     widths, tiles, channels = widths_of(weights), -(-int(p.lower[-1]) // TILE), scale.shape[1]
@@ -159,8 +162,8 @@ def backward(
     grad_weights[3][:], grad_weights[4][:], grad_weights[5][:] = by_all, d_gamma, total[0]
     of_features = per_sd_of_features * (matrix * by_features).sum(0)
     grad_weights[0][:], grad_weights[1][:] = of_features, by_all @ matrix
-    grad_p4[:] = 0
     if needed[0]:
+        grad_p4[:] = 0
         by_pairs = np.empty((4, p.lower[-1]), p4.dtype)
         pull_of_features = (spread * per_sd_of_features * of_features * per_pair).astype(p4.dtype)
         passed = transposed[0], center, pull, pull_of_features, stack, p, kept, flow, by_pairs

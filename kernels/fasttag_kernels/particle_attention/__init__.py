@@ -49,7 +49,7 @@ def particle_attention(
 
     NaN and inf reach what they reach in the formula: from q_i and bias_ij the row i of that head, from k_j and v_j all
     rows of that head (from v_j in its own channel). A weight of 0, as of a pair left out, does not shield: 0 times
-    NaN is NaN. A score of inf gives a row of NaN.
+    NaN is NaN. A score of inf gives a row of NaN: a query that is not finite gives NaN, or 0 where every score is -inf.
 
     Raises
     ------
@@ -80,18 +80,8 @@ def particle_attention(
         raise ValueError(
             f"{op}: bias must have shape (H, M) with H = {qkv.shape[2]}, got {tuple(bias.shape)}; one row per head"
         )
-    if not isinstance(dropout, (float, int)) or isinstance(dropout, bool):
-        raise TypeError(f"{op}: dropout must be a number, got {dropout!r}; 0.0 is none")
-    if not 0 <= dropout < 1:
-        raise ValueError(f"{op}: dropout must lie in 0..1, 1 left out, got {dropout}; it is the part dropped")
-    for name, value, end in (("seed", seed, 1 << 63), ("layer", layer, 1 << 32)):
-        if isinstance(value, (bool, float, str)):  # not check_integer: torch.compile traces `seed` as a symbol
-            raise TypeError(f"{op}: {name} must be an integer, got {value!r}; convert it")
-        if value < 0 or value >= end:
-            raise ValueError(f"{op}: {name} must lie in 0..{end - 1}, got {value}; take it modulo {end}")
-    return _dispatch.call(
-        op, qkv, offsets, bias, float(dropout), seed, layer, threads=threads, offsets_host=offsets_host
-    )
+    numbers = _dispatch.check_dropout(op, dropout, seed, layer)
+    return _dispatch.call(op, qkv, offsets, bias, *numbers, threads=threads, offsets_host=offsets_host)
 
 
 def check_values(qkv: Any, offsets: Any, bias: Any, dropout: float, seed: int, layer: int, needed: list[bool]) -> None:

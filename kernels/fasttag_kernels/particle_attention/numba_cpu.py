@@ -6,7 +6,7 @@ import numpy as np
 from numba import uint32
 
 from .. import _threads
-from .._math import exp, log
+from .._math import LOWEST, LOWEST32, exp
 from .._numba import helper, inputs, kernel
 from .._random import philox
 from .._simd import LANES, broadcast, highest, load, load_first, store, store_first, total, transpose
@@ -16,22 +16,19 @@ BLOCK = ROWS * LANES  # their scores with LANES keys, a line per query
 ZERO, TOP, FOUND, AREAS = 0, 1, 1 + ROWS, 1 + 2 * ROWS  # lines of scratch; then areas as large as the jets ask
 
 
-def run(qkv, offsets, bias, dropout, seed, layer, needed, out, lse, *, threads):
-    for array in (out, lse):
+def run(qkv, offsets, bias, dropout, seed, layer, needed, out, norm, *, threads):
+    for array in (out, norm):
         array[: offsets[0]] = 0
         array[offsets[-1] :] = 0
     given = _flat(qkv, offsets, bias)
-    _threads.over(len(offsets) - 1, threads, _forward, *given, dropout, seed, layer, out.reshape(-1), lse)
+    _threads.over(len(offsets) - 1, threads, _forward, *given, dropout, seed, layer, out.reshape(-1), norm)
 
 
-def backward(gradient, qkv, offsets, bias, dropout, seed, layer, needed, lse, grad_qkv, grad_bias, *, threads):
+def backward(gradient, qkv, offsets, bias, dropout, seed, layer, needed, norm, grad_qkv, grad_bias, *, threads):
     grad_qkv[: offsets[0]] = 0
     grad_qkv[offsets[-1] :] = 0
-    for grad, need in zip((grad_qkv, grad_bias), needed):
-        if not need:
-            grad[:] = np.nan  # not asked for in the forward call: nobody may use it
-    gradient, lse = inputs(gradient, lse)
-    given = (*_flat(qkv, offsets, bias), dropout, seed, layer, gradient.reshape(-1), lse, *needed)
+    gradient, norm = inputs(gradient, norm)
+    given = (*_flat(qkv, offsets, bias), dropout, seed, layer, gradient.reshape(-1), norm, *needed)
     _threads.over(len(offsets) - 1, threads, _backward, *given, grad_qkv.reshape(-1), grad_bias.reshape(-1))
 
 
@@ -132,12 +129,13 @@ def _put(w, to, a, b, c, d):
 
 @helper
 def _exponentials(w, at, keys):
-    """exp(score - TOP) in place, 0 for a masked pair."""
+    """exp(score - largest of the row) in place, 0 for a masked pair."""
     for r in range(ROWS):
-        top = load(w, TOP + r, 0)
+        top = highest(load(w, TOP + r, 0))
+        top = top if top > -math.inf else w.dtype.type(0)
         for k in range(at + r, at + keys // LANES * ROWS, ROWS):
             store(w, k, 0, load(w, k, 0) - top)
-    zero, lowest = w.dtype.type(0), w.dtype.type(-87.3 if w.itemsize == 4 else -708.0)  # where exp is clamped
+    zero, lowest = w.dtype.type(0), w.dtype.type(LOWEST32 if w.itemsize == 4 else LOWEST)
     for k in range(np.uint64(at * LANES), np.uint64(at * LANES + keys * ROWS)):
         x = w[k]
         w[k] = zero if x < lowest else exp(x)
@@ -194,14 +192,14 @@ def _spread(w, weights, rows, n, to):
 
 
 @kernel
-def _forward(first, last, qkv, offsets, bias, heads, head_dim, dropout, seed, layer, out, lse):
+def _forward(first, last, qkv, offsets, bias, heads, head_dim, dropout, seed, layer, out, norm):
     number = qkv.dtype.type
     scale, biased = number(1 / math.sqrt(head_dim)), len(bias) > 0
     w, size = _scratch(first, last, offsets, 5, head_dim, qkv.dtype)
     queries, columns, values = AREAS, AREAS + size, AREAS + 2 * size
     weights, factors = AREAS + 3 * size, AREAS + 4 * size
     random = np.empty(BLOCK, np.uint32)
-    sums = np.empty(ROWS, qkv.dtype)
+    norms = np.empty(ROWS, qkv.dtype)
     width, step, whole = heads * head_dim, 3 * heads * head_dim, len(bias) // heads
     pairs = 0
     for jet in range(first):
@@ -219,39 +217,31 @@ def _forward(first, last, qkv, offsets, bias, heads, head_dim, dropout, seed, la
             for i in range(0, n, ROWS):
                 rows = min(ROWS, n - i)
                 _scores(w, queries, columns, i, n, keys, head_dim, biased, bias, head * whole + pairs, weights)
-                for r in range(ROWS):
-                    top = highest(load(w, TOP + r, 0))
-                    top = top if top > -math.inf else number(0)
-                    store(w, TOP + r, 0, load(w, ZERO, 0) + top)
                 _exponentials(w, weights, keys)
                 for r in range(ROWS):
                     some = load(w, weights + r, 0)
                     for k in range(weights + ROWS, weights + keys // LANES * ROWS, ROWS):
                         some = some + load(w, k + r, 0)
-                    sums[r] = total(some)
+                    found = total(some)
+                    norms[r] = number(1) / found if found != 0 else number(0)  # 0 for a row without any pair
                 if dropout > 0:
                     _kept(w, random, dropout, seed, layer, jet, head, i, n, keys, factors)
                     _multiply(w, weights, factors, keys)
                 for d in range(0, head_dim, LANES):
                     _sums(w, weights, values + d // LANES * keys, n)
                     for r in range(rows):
-                        norm = number(1) / sums[r] if sums[r] != 0 else number(0)
                         place = (start + i + r) * width + head * head_dim + d
-                        store_first(out, place, load(w, FOUND + r, 0) * norm, min(LANES, head_dim - d))
-                if len(lse) > 0:
+                        store_first(out, place, load(w, FOUND + r, 0) * norms[r], min(LANES, head_dim - d))
+                if len(norm) > 0:
                     for r in range(rows):
-                        # a row without any pair: of infinity, so that its weights are 0 again
-                        found = number(math.inf) if sums[r] == 0 else sums[r]
-                        if found > 0 and found < math.inf:
-                            found = w[(TOP + r) * LANES] + log(found)
-                        lse[start + i + r, head] = found
+                        norm[start + i + r, head] = norms[r]
         pairs += n * n
 
 
 @kernel
 def _backward(
     first, last, qkv, offsets, bias, heads, head_dim, dropout, seed, layer,
-    gradient, lse, of_qkv, of_bias, grad_qkv, grad_bias,
+    gradient, norm, of_qkv, of_bias, grad_qkv, grad_bias,
 ):  # fmt: skip
     number = qkv.dtype.type
     scale, biased = number(1 / math.sqrt(head_dim)), len(bias) > 0
@@ -286,10 +276,11 @@ def _backward(
             for i in range(0, n, ROWS):
                 rows = min(ROWS, n - i)
                 _scores(w, queries, columns, i, n, keys, head_dim, biased, bias, place, weights)
-                for r in range(ROWS):
-                    top = lse[start + i + r, head] if r < rows else number(math.inf)
-                    store(w, TOP + r, 0, load(w, ZERO, 0) + top)
                 _exponentials(w, weights, keys)
+                for r in range(ROWS):
+                    factor = norm[start + i + r, head] if r < rows else number(0)
+                    for k in range(weights + r, weights + keys // LANES * ROWS, ROWS):
+                        store(w, k, 0, load(w, k, 0) * factor)
                 _scores(w, by_out, value_columns, i, n, keys, head_dim, False, bias, place, by_weights)
                 used = weights
                 if dropout > 0:

@@ -22,7 +22,7 @@ def segment_softmax(values: Any, offsets: Any, *, threads: int | None = None, of
     -------
     The shape and dtype of `values`; the rows of a jet add up to 1 in each column, rows outside of all jets are 0. A
     value of -inf gets 0, and a jet's column of nothing but -inf is 0; NaN or +inf makes the whole column of its jet
-    NaN. What is below the normal numbers of the dtype is 0.
+    NaN. A row 87.3 (float32) or 708 (float64) below the largest of its jet is 0.
 
     Raises
     ------

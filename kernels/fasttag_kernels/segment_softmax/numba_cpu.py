@@ -22,7 +22,7 @@ def _softmax(first, last, values, offsets, out, flat):
     channels = values.shape[1]
     largest, total = np.empty(channels, values.dtype), np.empty(channels, np.float64)
     zero = out.dtype.type(0)
-    lowest = np.log(np.finfo(out.dtype).tiny)
+    lowest = out.dtype.type(_math.LOWEST32 if out.itemsize == 4 else _math.LOWEST)
     for j in range(first, last):
         largest[:] = -np.inf
         for i in range(offsets[j], offsets[j + 1]):
