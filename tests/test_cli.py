@@ -168,7 +168,7 @@ def test_train_with_disco(folder, capsys):
         assert all(torch.equal(weights[0][key], other[key]) for key in weights[0])
 
 
-def test_train_takes_inputs(folder, capsys):
+def test_train_takes_a_configuration(folder, capsys):
     """Columns of the files reach the recipe, also where only some files have others besides."""
     rng = np.random.default_rng(3)
     for name in ("train", "val"):
@@ -179,11 +179,17 @@ def test_train_takes_inputs(folder, capsys):
         fasttag.write(folder / f"charged_{name}.h5", jets)
         fasttag.write(folder / f"more_{name}.h5", jets.with_columns(other=jets.p4[0]))
     command = ["train", str(folder / "charged_train.h5"), str(folder / "more_train.h5"), "--epochs", "1"]
-    command += ["--val", str(folder / "charged_val.h5"), "--out", str(folder / "kinpid"), "--inputs", "kinpid"]
-    assert main([*command, "--model", "particlenet_lite"]) == 0
-    assert fasttag.models.load(folder / "kinpid" / "best.safetensors").config["inputs"] == "kinpid"
-    assert main([*command, "--model", "pfn"]) == 2
-    assert "--inputs must be left out for pfn" in capsys.readouterr().err
+    command += ["--val", str(folder / "charged_val.h5"), "--out", str(folder / "kinpid"), "--config"]
+    lite = ["inputs=kinpid", "fc_params=[[8,0.1]]", "--model", "particlenet_lite"]
+    assert main([*command, *lite]) == 0
+    config = fasttag.models.load(folder / "kinpid" / "best.safetensors").config
+    assert config["inputs"] == "kinpid" and config["fc_params"] == [[8, 0.1]]
+    for wrong, message in (
+        ("inputs=kin", "--config must hold arguments of pfn"),
+        ("kin", "must be NAME=VALUE, got 'kin'"),
+    ):
+        assert main([*command, wrong, "--model", "pfn"]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_train_refuses_and_resumes(folder, capsys):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 from pathlib import Path
+from typing import Any
 
 from .. import interop, io, models, training
 from ..jets import Jets
@@ -28,9 +30,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--val", type=Path, action="append", required=True, help="validation jets; may be repeated")
     parser.add_argument("--model", required=True, choices=models.available())
     parser.add_argument(
-        "--inputs",
-        choices=("kin", "kinpid", "full"),
-        help="of particle_transformer and particlenet: four-vectors only (default), with kinds, with impact parameters",
+        "--config",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        help="how to build the model, as in models.build: inputs=kinpid num_layers=2 embed_dims=[64,128,64]",
     )
     parser.add_argument("--out", type=Path, help="folder of the run (default runs/MODEL)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, if there is one")
@@ -49,14 +53,29 @@ def run(args: argparse.Namespace) -> None:
     settings = training.Settings(**{f.name: getattr(args, f.name) for f in dataclasses.fields(training.Settings)})
     for module in ("torch", "safetensors", "tqdm"):
         interop.require(module)
-    if args.inputs and not args.model.startswith("particle"):
-        raise ValueError(f"train: --inputs must be left out for {args.model}, got {args.inputs}; its inputs are fixed")
+    config = dict(map(_setting, args.config))
+    try:
+        models.build(args.model, **config)
+    except TypeError as error:  # of a name that the model does not have
+        raise ValueError(
+            f"train: --config must hold arguments of {args.model}, got {error}; see its docstring"
+        ) from error
     folder = args.out or Path("runs") / args.model
     train, val = (_read(paths, settings.against) for paths in (args.train, args.val))
     print(f"{args.model}: {len(train):,} training jets, {len(val):,} validation jets; run in {folder}")
-    config = {"inputs": args.inputs} if args.inputs else {}
     training.fit(args.model, train, val, folder, settings, config=config, resume=args.resume)
     print(f"best weights: {folder / 'best.safetensors'}")
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    """NAME=VALUE, the value as JSON or else a string."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"train: --config must be NAME=VALUE, got {text!r}; write inputs=kin, say")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
 
 
 def _read(paths: list[Path], against: str) -> Jets:
