@@ -21,15 +21,31 @@ def inputs_of(p: Problem) -> Inputs:
 
 
 def of_length(p: Problem, n: int) -> Problem:
-    """The first jet with n constituents."""
-    j = int(np.flatnonzero(np.diff(p.offsets) == n)[0])
-    return Problem(np.ascontiguousarray(p.p4[:, p.offsets[j] : p.offsets[j + 1]]), np.array([0, n]))
+    """The first jet with n constituents, or what comes next to it."""
+    j = int(np.abs(np.diff(p.offsets) - n).argmin())
+    a, b = p.offsets[j : j + 2]
+    return Problem(np.ascontiguousarray(p.p4[:, a:b]), np.array([0, b - a]))
+
+
+def doubled(inputs: Inputs) -> Inputs:
+    return inputs._replace(x=inputs.x.double(), points=inputs.points.double(), p4=inputs.p4.double())
+
+
+def loss_of(model: torch.nn.Module, inputs: Inputs) -> float:
+    """One step without the optimiser; labels alternate, as in the peer."""
+    model.zero_grad()
+    loss = torch.nn.functional.cross_entropy(model(inputs), torch.arange(len(inputs.offsets_host) - 1) % 2)
+    loss.backward()
+    return float(loss.detach())
 
 
 def padded(inputs: Inputs) -> dict[str, np.ndarray]:
-    """points, features, p4 (J, C, P) and mask (J, 1, P), zeros behind the constituents of each jet; P the longest."""
+    """points, features, p4 (J, C, P) and mask (J, 1, P), zeros behind the constituents; P the longest jet, 17 at least.
+
+    weaver's ParticleNet looks for 16 neighbours and the point itself.
+    """
     counts = np.diff(inputs.offsets_host)
-    mask = np.arange(inputs.max_n) < counts[:, None]
+    mask = np.arange(max(17, inputs.max_n)) < counts[:, None]
     found: dict[str, np.ndarray] = {"mask": mask[:, None]}
     for name, rows in (("points", inputs.points), ("features", inputs.x), ("p4", inputs.p4.T)):
         array = np.zeros((*mask.shape, rows.shape[1]), np.float32)

@@ -250,42 +250,10 @@ def _weaver_edge_conv(
     return run
 
 
-def _weaver_particlenet(folder: Path, names: list[str], gradient: bool) -> Callable[[], Any]:
-    """ParticleNet on jets padded to the longest, past the calls in which its trimmer does nothing; one thread.
-
-    With `gradient` without trimmer, which in training permutes and drops constituents at random; no dropout.
-    """
-    import torch
-    from weaver.nn.model.ParticleNet import ParticleNet
-
-    torch.set_num_threads(1)
-    blocks = [(16, (width,) * 3) for width in (64, 128, 256)]
-    model = ParticleNet(7, 2, blocks, [(256, 0.0)], use_fusion=False, trim=not gradient).train(gradient)
-    model.load_state_dict(_state(folder, names))
-    offsets = np.load(folder / "offsets.npy")
-    (x, valid), (points, _) = (_padded(np.load(folder / f"{name}.npy"), offsets, 17) for name in ("x", "points"))
-    label = torch.arange(len(x)) % 2
-
-    def step() -> tuple:
-        model.zero_grad()
-        loss = torch.nn.functional.cross_entropy(model(points, x, valid), label)
-        loss.backward()
-        return (loss.detach(),)
-
-    def infer() -> tuple:
-        with torch.inference_mode():
-            return (model(points, x, valid),)
-
-    if not gradient:
-        for _ in range(6):
-            infer()
-    return step if gradient else infer
-
-
 def _weaver_network(
     folder: Path, network: str, config: dict[str, Any], state: str, threads: int, training: bool
 ) -> Callable[[], Any]:
-    """Logits of one padded batch, in evaluation; or one step without the optimiser, and the memory that it takes."""
+    """Logits of one padded batch, in evaluation; or the loss of a step without optimiser and its memory."""
     import torch
     from weaver.nn.model import ParticleNet, ParticleTransformer
 
@@ -314,9 +282,10 @@ def _weaver_network(
 
     def step() -> tuple[Any]:
         with Peak() as peak:
-            torch.nn.functional.cross_entropy(run(), labels).backward()
+            loss = torch.nn.functional.cross_entropy(run(), labels)
+            loss.backward()
         model.zero_grad()
-        return (np.array([peak.bytes]),)
+        return (np.array([loss.item(), peak.bytes]),)
 
     return step if training else logits
 
@@ -346,7 +315,6 @@ TASKS = {
     "weaver_pairs": _weaver_pairs,
     "weaver_pair_embed": _weaver_pair_embed,
     "weaver_edge_conv": _weaver_edge_conv,
-    "weaver_particlenet": _weaver_particlenet,
     "weaver": _weaver,
     "energyflow_coordinates": _energyflow_coordinates,
     "weaver_network": _weaver_network,

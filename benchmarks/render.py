@@ -121,7 +121,7 @@ def _caption(results: dict[str, Any]) -> str:
             )
         if "step_memory" in row:
             told = ", ".join(f"{name} {bytes / 1e6:.0f} MB" for name, bytes in row["step_memory"].items())
-            lines.append(f"Memory beyond the model and its inputs of {row['op']} {row['case']}: {told}.")
+            lines.append(f"Memory of a step beyond the model and its inputs, {row['op']} {row['case']}: {told}.")
     return "\n".join(lines)
 
 
