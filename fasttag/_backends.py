@@ -19,7 +19,7 @@ def backends() -> dict[str, dict[str, str]]:
 def warmup(ops: Iterable[str] | None = None) -> None:
     """Compile the CPU kernels of `ops` (default: all) for float32 and float64, or load them from the cache on disk.
 
-    Takes a minute the first time on a machine, about a second afterwards. Left to their first use: the kernels of
+    Takes two minutes the first time on a machine, some seconds afterwards. Left to their first use: the kernels of
     gradients, and those of `knn` for k below 9 or above 16. Raises ValueError for unknown ops.
     """
     from . import ops as functions

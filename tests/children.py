@@ -19,10 +19,12 @@ def environment(**extra: Any) -> dict[str, str]:
     return kept | {name: str(value) for name, value in extra.items()}
 
 
-def python(code: str, **extra: Any) -> str:
+def python(code: str, timeout: float = 120, **extra: Any) -> str:
     """What `code` prints, run with `extra` environment variables; fails with its stderr where it fails."""
     command = [sys.executable, "-W", "error", "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment(**extra), check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=timeout, env=environment(**extra), check=False
+    )
     assert done.returncode == 0, f"exit status {done.returncode}\n{done.stderr}"
     return done.stdout.strip()
 

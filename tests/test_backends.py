@@ -153,7 +153,7 @@ print(json.dumps([compiled, len(loaded)]))
 @pytest.mark.slow
 def test_nothing_is_compiled_after_warmup(tmp_path):
     """Into an empty cache; then another process runs every op, in both dtypes, and only loads."""
-    python("import fasttag; fasttag.warmup()", NUMBA_CACHE_DIR=tmp_path)
+    python("import fasttag; fasttag.warmup()", timeout=600, NUMBA_CACHE_DIR=tmp_path)
     code = EVERY_OP.replace("TESTS", repr(str(Path(__file__).parent)))
     compiled, loaded = json.loads(python(code, NUMBA_CACHE_DIR=tmp_path))
     assert compiled == [] and loaded >= len(TABLE)

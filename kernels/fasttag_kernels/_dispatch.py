@@ -95,9 +95,7 @@ def least(a: Any, b: Any) -> Any:
     """The smaller of two sizes, which torch may trace as symbols."""
     if isinstance(a, int) and isinstance(b, int):
         return min(a, b)
-    import torch
-
-    return torch.sym_min(a, b)
+    return importlib.import_module("torch").sym_min(a, b)
 
 
 def check_dropout(op: str, dropout: Any, seed: Any, layer: Any) -> tuple[float, Any, Any]:
