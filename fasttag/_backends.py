@@ -60,5 +60,7 @@ def warmup(ops: Iterable[str] | None = None) -> None:
         options = {"particle_encoder": {"embed_dims": (8,), "heads": 1, "layers": 0, "cls_layers": 0}}
         for name in names:
             getattr(functions, name)(*arguments[name], **options.get(name, {}))
+        if "segment" in names:
+            functions.segment(one, offsets, reduce="max")
         if "distance_correlation" in names:
             functions.distance_correlation(many, many)
