@@ -1,4 +1,4 @@
-"""The main job on the shipped jets: read, time every operation, train a PFN, evaluate, write an HTML report."""
+"""The main job on the shipped jets: read, time preprocessing, train a PFN, evaluate, write an HTML report."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def measure(jets: Jets) -> list[Timing]:
-    """Time every operation against its plain form on one thread; a result that differs raises before it is timed."""
+    """Time operations against their plain forms on one thread; a result that differs raises before it is timed."""
     torch = interop.require("torch")
     jets = jets[(jets.counts > 0) & (jets.counts <= LENGTH)]
     k = kinematics(jets)
