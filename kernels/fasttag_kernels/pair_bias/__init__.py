@@ -4,7 +4,7 @@ from itertools import pairwise
 from typing import Any
 
 from .. import _dispatch
-from ..pairwise_features import count_pairs
+from ..pairwise_features import count_pairs, pairs_of
 
 EPS = 1e-5  # of every BatchNorm
 TILE = 128  # pairs that pass through the layers together
@@ -109,12 +109,7 @@ def pair_bias(
     for name, value, choices in (("statistics", statistics, ("running", "batch")), ("m2", m2, ("reference", "stable"))):
         if value not in choices:
             raise ValueError(f'{op}: {name} must be "{choices[0]}" or "{choices[1]}", got {value!r}; choose one')
-    if isinstance(pairs, (bool, float)):  # not check_integer: torch.compile traces `pairs` as a symbol
-        raise TypeError(f"{op}: pairs must be an integer, got {pairs!r}; leave it out to have it counted")
-    _dispatch.backend_for(op, library, _dispatch.device_of(p4))  # raises where the offsets could not be looked at
-    if pairs is None:
-        known = offsets if _dispatch.device_of(offsets) == "cpu" else offsets_host
-        pairs = 0 if known is None else count_pairs(known, "full")  # None raises below
+    pairs = pairs_of(op, pairs, library, offsets, offsets_host, "full")
     settings = statistics, bool(last_activation), bool(ordered), bool(remove_self_pair), m2
     arguments = p4, offsets, pairs, list(weights), list(running), *settings
     bias, moments = _dispatch.call(op, *arguments, threads=threads, offsets_host=offsets_host)

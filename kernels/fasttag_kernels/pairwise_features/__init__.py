@@ -88,15 +88,22 @@ def pairwise_features(
     for name, value, choices in (("triangle", triangle, ("full", "lower")), ("m2", m2, ("stable", "reference"))):
         if value not in choices:
             raise ValueError(f'{op}: {name} must be "{choices[0]}" or "{choices[1]}", got {value!r}; choose one')
-    if isinstance(pairs, (bool, float)):  # not check_integer: torch.compile traces `pairs` as a symbol
-        raise TypeError(f"{op}: pairs must be an integer, got {pairs!r}; leave it out to have it counted")
-    _dispatch.backend_for(op, library, _dispatch.device_of(p4))  # raises where the offsets could not be looked at
-    if pairs is None:
-        known = offsets if _dispatch.device_of(offsets) == "cpu" else offsets_host
-        pairs = 0 if known is None else count_pairs(known, triangle)  # None raises below
+    pairs = pairs_of(op, pairs, library, offsets, offsets_host, triangle)
     return _dispatch.call(
         op, p4, offsets, pairs, list(features), triangle, m2, threads=threads, offsets_host=offsets_host
     )
+
+
+def pairs_of(op: str, pairs: Any, library: str, offsets: Any, offsets_host: Any, triangle: str) -> Any:
+    """`pairs` where it is given, else counted: for the outputs' shapes, which torch.compile wants to know."""
+    if isinstance(pairs, (bool, float)):  # not check_integer: torch.compile traces `pairs` as a symbol
+        raise TypeError(f"{op}: pairs must be an integer, got {pairs!r}; leave it out to have it counted")
+    device = _dispatch.device_of(offsets)
+    _dispatch.backend_for(op, library, device)  # raises where the offsets could not be looked at
+    if pairs is not None:
+        return pairs
+    known = offsets if device == "cpu" else offsets_host
+    return 0 if known is None else count_pairs(known, triangle)  # None raises in `call`
 
 
 def count_pairs(offsets: Any, triangle: str) -> int:
