@@ -315,3 +315,13 @@ def pairs_of(uu: torch.Tensor, places: torch.Tensor | None, real: torch.Tensor) 
     rows = starts[jet] + rank[jet, i] * counts[jet] + rank[jet, j]
     there = real[jet, i] & real[jet, j]
     return uu.new_zeros(int((counts**2).sum()), uu.shape[1]).index_add_(0, rows[there], uu.mT[there])
+
+
+def model_info(data_config: Any) -> dict[str, Any]:
+    """What weaver wants to know besides a network to count its operations."""
+    shapes = {name: (1, *shape[1:]) for name, shape in data_config.input_shapes.items()}
+    return {"input_names": list(data_config.input_names), "input_shapes": shapes}
+
+
+def get_loss(data_config: Any, **options: Any) -> nn.Module:
+    return nn.CrossEntropyLoss()

@@ -12,7 +12,10 @@ import torch
 from torch import nn
 
 import fasttag
+from fasttag.compat._weaver_networks import get_loss, model_info
 from fasttag.compat.weaver import ParticleTransformer
+
+__all__ = ["get_loss", "get_model"]  # what weaver looks for
 
 
 class Network(nn.Module):
@@ -37,16 +40,4 @@ def get_model(data_config: Any, **options: Any) -> tuple[nn.Module, dict[str, An
         "num_classes": len(data_config.label_value),
         "use_pre_activation_pair": False,
     }
-    return Network(**{**config, **options}), {
-        "input_names": list(data_config.input_names),
-        "input_shapes": {name: (1, *shape[1:]) for name, shape in data_config.input_shapes.items()},
-        "output_names": ["softmax"],
-        "dynamic_axes": {
-            **{name: {0: "N", 2: "n_" + name.split("_")[0]} for name in data_config.input_names},
-            "softmax": {0: "N"},
-        },
-    }
-
-
-def get_loss(data_config: Any, **options: Any) -> nn.Module:
-    return nn.CrossEntropyLoss()
+    return Network(**{**config, **options}), model_info(data_config)
