@@ -45,7 +45,8 @@ def warmup(ops: Iterable[str] | None = None) -> None:
             "pair_grid": (np.ones((1, 7, 1, 1), dtype), np.ones((1, 7, 1, 1), dtype)),
             "standardize": (one[None], offsets, 1),
             "segment_softmax": (one, offsets),
-            "gelu_layer_norm": (one[None], one, one),
+            "linear": (one[None], one[None], one),
+            "residual": (one[None], one[None]),
             "pair_bias": (np.ones((4, 1), dtype), offsets, [four, four, *layers], [four, four, one, one, one, one]),
             "particle_attention": (np.ones((1, 3, 1, 1), dtype), offsets),
             "edge_conv": (

@@ -7,10 +7,10 @@ from typing import Any
 
 from fasttag_kernels.distance_correlation import distance_correlation, distance_covariance
 from fasttag_kernels.edge_conv import edge_conv
-from fasttag_kernels.gelu_layer_norm import gelu_layer_norm
 from fasttag_kernels.kinematics import Kinematics
 from fasttag_kernels.kinematics import kinematics as _kinematics
 from fasttag_kernels.knn import knn as _knn
+from fasttag_kernels.linear import linear
 from fasttag_kernels.pad import pad
 from fasttag_kernels.pair_bias import pair_bias as _pair_bias
 from fasttag_kernels.pair_grid import pair_grid
@@ -19,6 +19,7 @@ from fasttag_kernels.pairwise_features import pairwise_features as _pairwise_fea
 from fasttag_kernels.particle_attention import particle_attention
 from fasttag_kernels.particle_encoder import particle_encoder
 from fasttag_kernels.pixelate import pixelate as _pixelate
+from fasttag_kernels.residual import residual
 from fasttag_kernels.segment import segment
 from fasttag_kernels.segment_softmax import segment_softmax
 from fasttag_kernels.standardize import standardize
@@ -31,10 +32,10 @@ __all__ = [
     "distance_correlation",
     "distance_covariance",
     "edge_conv",
-    "gelu_layer_norm",
     "jet_p4",
     "kinematics",
     "knn",
+    "linear",
     "pad",
     "pair_bias",
     "pair_grid",
@@ -42,6 +43,7 @@ __all__ = [
     "particle_attention",
     "particle_encoder",
     "pixelate",
+    "residual",
     "segment",
     "segment_softmax",
     "standardize",

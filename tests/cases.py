@@ -14,12 +14,12 @@ from fasttag_kernels.distance_correlation import distance_correlation
 from fasttag_kernels.distance_correlation import reference as distance_correlation_reference
 from fasttag_kernels.edge_conv import edge_conv
 from fasttag_kernels.edge_conv import reference as edge_conv_reference
-from fasttag_kernels.gelu_layer_norm import gelu_layer_norm
-from fasttag_kernels.gelu_layer_norm import reference as gelu_layer_norm_reference
 from fasttag_kernels.kinematics import kinematics
 from fasttag_kernels.kinematics import reference as kinematics_reference
 from fasttag_kernels.knn import knn
 from fasttag_kernels.knn import reference as knn_reference
+from fasttag_kernels.linear import linear
+from fasttag_kernels.linear import reference as linear_reference
 from fasttag_kernels.pad import pad
 from fasttag_kernels.pad import reference as pad_reference
 from fasttag_kernels.pair_bias import pair_bias
@@ -34,6 +34,8 @@ from fasttag_kernels.particle_encoder import length_of, particle_encoder
 from fasttag_kernels.particle_encoder import reference as particle_encoder_reference
 from fasttag_kernels.pixelate import CHANNELS, pixelate
 from fasttag_kernels.pixelate import reference as pixelate_reference
+from fasttag_kernels.residual import reference as residual_reference
+from fasttag_kernels.residual import residual
 from fasttag_kernels.segment import REDUCTIONS, segment
 from fasttag_kernels.segment import reference as segment_reference
 from fasttag_kernels.segment_softmax import reference as segment_softmax_reference
@@ -266,29 +268,91 @@ BAD_DROPOUT = [
 DROPOUT = ({}, {"dropout": 0.3, "seed": 5 + (1 << 40), "layer": 2})
 
 
-def _hidden(p4: np.ndarray, offsets: np.ndarray) -> tuple:
+def _dense(p4: np.ndarray, offsets: np.ndarray) -> tuple:
+    """x, weight, bias, gamma, beta of `linear`."""
     rng = np.random.default_rng(4)
-    shapes = (p4.shape[1], 37), (37,), (37,)
+    shapes = (p4.shape[1], 37), (21, 37), (21,), (37,), (37,)
     return tuple((2 * rng.normal(size=shape) - 0.3).astype(p4.dtype) for shape in shapes)
 
 
-def _gelu_layer_norm(*arguments: Any, **options: Any) -> tuple:
-    return tuple(gelu_layer_norm(*arguments, **dropout, **options) for dropout in DROPOUT)
+# whether there is a LayerNorm, and options
+LINEAR: tuple[tuple[bool, dict[str, Any]], ...] = (
+    (False, {}),
+    (True, {}),
+    (False, {"activation": "gelu"}),
+    *((True, {"activation": "gelu", **dropout}) for dropout in DROPOUT),
+)
 
 
-def _gelu_layer_norm_oracle(*arguments: np.ndarray) -> tuple:
-    return tuple(gelu_layer_norm_reference.gelu_layer_norm(*arguments, **dropout) for dropout in DROPOUT)
+def _linear(x: Any, weight: Any, bias: Any, *norm: Any, **options: Any) -> tuple:
+    return tuple(linear(x, weight, bias, norm=norm if has else None, **more, **options) for has, more in LINEAR)
 
 
-def _gelu_layer_norm_scale(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
-    """The bound of GELU and half an ulp of dropout, in the number itself, the mean and the variance; 3 products."""
+def _linear_oracle(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, *norm: np.ndarray) -> tuple:
+    return tuple(linear_reference.linear(x, weight, bias, norm if has else None, **more) for has, more in LINEAR)
+
+
+def _linear_scale(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, *norm: np.ndarray) -> np.ndarray:
+    """Ulps of what is multiplied and of the folded matrix, and of half of the roundings of a sum, half an ulp each."""
     scales = []
-    for dropout in DROPOUT:
-        normal, scale, z, _ = gelu_layer_norm_reference.normalised(x, **dropout)
-        ulps = 6.5 if x.dtype == np.float32 else 4.5 + 2 * x * x
-        error, size = scale * np.abs(z) * ulps, np.abs(normal)
-        mean, deviation = error.mean(1, keepdims=True), (size * error).mean(1, keepdims=True)
-        scales.append(np.abs(weight) * (error + mean + size * (deviation + 2)))
+    for has, options in LINEAR:
+        given = norm if has else None
+        normal, *_ = linear_reference.before(x, given, **options)
+        matrix, shift = np.abs(weight * norm[0] if has else weight), np.abs(weight) @ np.abs(norm[1]) if has else 0
+        error = before_scale(x, given, **options) + np.abs(normal) * (1 + weight.shape[1] / 4)
+        scales.append(error @ matrix.T + np.abs(bias) + shift)
+    return np.stack(scales)
+
+
+def before_scale(x: np.ndarray, norm: Any, activation: str = "none", **options: Any) -> np.ndarray:
+    """The bound of GELU and half an ulp of dropout, in the number itself, the mean and the variance; 3 products."""
+    normal, scale, z, _ = linear_reference.before(x, norm, activation, **options)
+    ulps = (6.5 if x.dtype == np.float32 else 4.5 + 2 * x * x) if activation == "gelu" else 0
+    error, size = scale * np.abs(z) * ulps, np.abs(normal)
+    if norm is None:
+        return error
+    mean, deviation = error.mean(1, keepdims=True), (size * error).mean(1, keepdims=True)
+    return error + mean + scale * np.abs(z.mean(1, keepdims=True)) / 2 + size * (deviation + 2)
+
+
+def _branch(p4: np.ndarray, offsets: np.ndarray) -> tuple:
+    """x, branch, gamma, beta, scale of `residual`."""
+    rng = np.random.default_rng(5)
+    shapes = (p4.shape[1], 37), (p4.shape[1], 37), (37,), (37,), (37,)
+    return tuple((2 * rng.normal(size=shape) - 0.3).astype(p4.dtype) for shape in shapes)
+
+
+# whether there are a LayerNorm and a scale, and options
+RESIDUAL: tuple[tuple[bool, bool, dict[str, Any]], ...] = (
+    (False, False, {}),
+    (True, False, {}),
+    *((has, True, dropout) for has in (False, True) for dropout in DROPOUT),
+)
+
+
+def _residual(x: Any, branch: Any, gamma: Any, beta: Any, scale: Any, **options: Any) -> tuple:
+    return tuple(
+        residual(x, branch, norm=(gamma, beta) if norm else None, scale=scale if scaled else None, **more, **options)
+        for norm, scaled, more in RESIDUAL
+    )
+
+
+def _residual_oracle(x: np.ndarray, branch: np.ndarray, *rest: np.ndarray) -> tuple:
+    return tuple(
+        residual_reference.residual(x, branch, rest[:2] if norm else None, rest[2] if scaled else 1.0, **more)
+        for norm, scaled, more in RESIDUAL
+    )
+
+
+def _residual_scale(x: np.ndarray, branch: np.ndarray, *rest: np.ndarray) -> np.ndarray:
+    """Ulps of the normalised branch; half an ulp of each product and of the sum, of which none is larger than all."""
+    scales = []
+    for norm, scaled, _ in RESIDUAL:
+        given = rest[:2] if norm else None
+        gamma, beta = np.abs(given if norm else (np.ones(37), np.zeros(37)))
+        size = gamma * np.abs(linear_reference.before(branch, given)[0]) + beta
+        error = gamma * before_scale(branch, given) + 1.5 * size
+        scales.append(error / 0.7 + np.abs(x * (rest[2] if scaled else 1.0)))  # what dropout keeps is larger
     return np.stack(scales)
 
 
@@ -406,7 +470,8 @@ OPS: dict[str, Op] = {
         _segment_softmax_scale,
         of_jet=lambda output, offsets, j: output[offsets[j] : offsets[j + 1]],
     ),
-    "gelu_layer_norm": Op(_hidden, _gelu_layer_norm, _gelu_layer_norm_oracle, _gelu_layer_norm_scale, ragged=False),
+    "linear": Op(_dense, _linear, _linear_oracle, _linear_scale, ragged=False),
+    "residual": Op(_branch, _residual, _residual_oracle, _residual_scale, ragged=False),
     "pair_bias": Op(
         _with_network,
         lambda p4, offsets, *network, **options: pair_bias(p4, offsets, *_lists(network), **options),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import math
 import numbers
 import operator
 from collections.abc import Callable, Iterator
@@ -96,6 +97,14 @@ def least(a: Any, b: Any) -> Any:
     if isinstance(a, int) and isinstance(b, int):
         return min(a, b)
     return importlib.import_module("torch").sym_min(a, b)
+
+
+def check_eps(op: str, eps: Any) -> None:
+    """Of a LayerNorm: above 0 and finite."""
+    if not isinstance(eps, (float, int)) or isinstance(eps, bool):
+        raise TypeError(f"{op}: eps must be a number, got {eps!r}; PyTorch's default is 1e-5")
+    if not 0 < eps < math.inf:
+        raise ValueError(f"{op}: eps must be above 0 and finite, got {eps}; PyTorch's default is 1e-5")
 
 
 def check_dropout(op: str, dropout: Any, seed: Any, layer: Any) -> tuple[float, Any, Any]:

@@ -16,10 +16,10 @@ from cases import CASES, OPS
 from fasttag_kernels import TABLE, _dispatch, _torch
 from fasttag_kernels.distance_correlation import distance_correlation, distance_covariance
 from fasttag_kernels.edge_conv import edge_conv
-from fasttag_kernels.gelu_layer_norm import gelu_layer_norm
-from fasttag_kernels.gelu_layer_norm import reference as gelu_reference
 from fasttag_kernels.kinematics import kinematics, reference
 from fasttag_kernels.knn import knn
+from fasttag_kernels.linear import linear
+from fasttag_kernels.linear import reference as linear_reference
 from fasttag_kernels.pad import pad
 from fasttag_kernels.pair_bias import pair_bias
 from fasttag_kernels.pair_grid import pair_grid
@@ -28,6 +28,8 @@ from fasttag_kernels.pairwise_features import reference as pairwise_reference
 from fasttag_kernels.particle_attention import particle_attention
 from fasttag_kernels.particle_encoder import particle_encoder
 from fasttag_kernels.pixelate import pixelate
+from fasttag_kernels.residual import reference as residual_reference
+from fasttag_kernels.residual import residual
 from fasttag_kernels.segment import REDUCTIONS, segment
 from fasttag_kernels.segment_softmax import reference as softmax_reference
 from fasttag_kernels.segment_softmax import segment_softmax
@@ -46,6 +48,10 @@ def massive(n=9, dtype=torch.float64):
 
 def rows(n=9, dtype=torch.float64):
     return torch.from_numpy(np.random.default_rng(6).normal(size=(n, 3))).to(dtype).requires_grad_()
+
+
+def leaf(tensor):
+    return tensor.detach().clone().requires_grad_()
 
 
 def test_gradcheck_kinematics():
@@ -225,14 +231,26 @@ def test_segment_softmax_gradient_is_the_reference(case, dtype, monkeypatch):
     assert np.array_equal(*found)
 
 
-@pytest.mark.parametrize("dropout", cases.DROPOUT, ids=["", "dropout"])
-def test_gradcheck_gelu_layer_norm(dropout):
-    x, weight, bias = rows(), rows(1)[0].detach().clone().requires_grad_(), rows(2)[1].detach().clone().requires_grad_()
-    run = lambda *arguments: gelu_layer_norm(*arguments, **dropout, eps=1e-3)
-    assert torch.autograd.gradcheck(run, (x, weight, bias))
-    assert torch.autograd.gradcheck(
-        lambda x: run(x, weight.detach(), bias.detach()), x.detach().mT.contiguous().mT.requires_grad_()
-    )
+@pytest.mark.parametrize(("norm", "options"), cases.LINEAR)
+def test_gradcheck_linear(norm, options):
+    x, weight, bias = rows(9), rows(4), torch.tensor([0.3, -0.2, 0.1, 0.4]).double()
+    arguments = [leaf(tensor) for tensor in (x, weight, bias, *(rows(2) if norm else ()))]
+    run = lambda x, weight, bias, *norm: linear(x, weight, bias, norm=norm or None, **options, eps=1e-3)
+    assert torch.autograd.gradcheck(run, arguments)
+    strided = x.detach().mT.contiguous().mT.requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: run(x, *(tensor.detach() for tensor in arguments[1:])), strided)
+
+
+@pytest.mark.parametrize(("norm", "scaled", "options"), cases.RESIDUAL)
+def test_gradcheck_residual(norm, scaled, options):
+    x, branch, gamma, beta, scale = (rows(i) for i in (9, 9, 1, 1, 1))
+    arguments = [leaf(tensor) for tensor in (x, branch.flip(0), gamma[0], 1 - beta[0], scale[0] + 0.5)]
+
+    def run(x, branch, gamma, beta, scale):
+        given = {"norm": (gamma, beta) if norm else None, "scale": scale if scaled else None}
+        return residual(x, branch, **given, **options, eps=1e-3) + 0 * (gamma + beta + scale)
+
+    assert torch.autograd.gradcheck(run, arguments)
 
 
 @pytest.mark.parametrize("op", [op for op, row in TABLE.items() if "saved" in row])
@@ -257,29 +275,72 @@ def test_gradients_that_are_not_needed_take_no_memory(op, monkeypatch):
 
 
 @every_dtype
-@pytest.mark.parametrize("dropout", cases.DROPOUT, ids=["", "dropout"])
-@pytest.mark.parametrize(("n", "columns"), [(0, 5), (1, 1), (17, 37), (1100, 64)])
-def test_gelu_layer_norm_gradient_is_the_reference(n, columns, dropout, dtype, monkeypatch):
+@pytest.mark.parametrize(("norm", "options"), cases.LINEAR)
+@pytest.mark.parametrize(("n", "columns", "width"), [(0, 5, 3), (1, 1, 1), (17, 37, 40), (1100, 64, 33)])
+def test_linear_gradient_is_the_reference(n, columns, width, norm, options, dtype, monkeypatch):
     """The same bits for any number of threads: gradients of weights are summed block by block."""
     poison = lambda shape, dtype: torch.full(shape, torch.nan, dtype=getattr(torch, dtype))
     monkeypatch.setattr(_torch, "_empty", poison)
     rng = np.random.default_rng(7)
-    arrays = [(2 * rng.normal(size=shape)).astype(dtype) for shape in ((n, columns), (columns,), (columns,))]
+    shapes = (n, columns), (width, columns), (width,), *[(columns,)] * (2 * norm)
+    x, weight, _, *affine = arrays = [(2 * rng.normal(size=shape)).astype(dtype) for shape in shapes]
+    gradient = rng.normal(size=(n, width)).astype(dtype)
+    tensors = [torch.from_numpy(array).requires_grad_() for array in arrays]
+    found = []
+    for threads in (1, 3):
+        out = linear(*tensors[:3], norm=tensors[3:] or None, **options, threads=threads)
+        found.append(torch.autograd.grad(out, tensors, torch.from_numpy(gradient)))
+    assert all(torch.equal(a, b) for a, b in zip(*found))
+    expected = linear_reference.backward(gradient, x, weight, affine or None, **options)
+    # 4 ulp of the terms and, of those of a product, an ulp of the root of their number; the slope of GELU is 1 at least
+    normal, per_sd, _, slope = linear_reference.before(x, affine or None, **options)
+    g, normal, gamma, beta = np.abs(gradient), np.abs(normal), *np.abs(affine or (np.ones(columns), np.zeros(columns)))
+    h = g @ np.abs(weight)
+    across = gamma * h
+    if norm:
+        across = across + across.mean(1, keepdims=True) + normal * (across * normal).mean(1, keepdims=True)
+    sizes = (np.abs(slope) + (slope != 0)) * per_sd * across, g.T @ (normal * gamma + beta), g.sum(0)
+    sizes = *sizes, (h * (normal + 1)).sum(0), h.sum(0)
+    lengths = width, n, 0, n + width, n + width
+    for a, b, size, length in zip(found[0], expected, sizes, lengths):
+        a, bound = a.numpy(), (4 + length**0.5) * (EPS32 if dtype == "float32" else EPS64)
+        assert a.dtype == dtype and a.shape == b.shape and (np.abs(a - b) <= bound * size).all()
+
+
+@every_dtype
+@pytest.mark.parametrize(("norm", "scaled", "options"), cases.RESIDUAL)
+@pytest.mark.parametrize(("n", "columns"), [(0, 5), (1, 1), (17, 37), (1100, 64)])
+def test_residual_gradient_is_the_reference(n, columns, norm, scaled, options, dtype, monkeypatch):
+    """The same bits for any number of threads: gradients of weights are summed block by block."""
+    poison = lambda shape, dtype: torch.full(shape, torch.nan, dtype=getattr(torch, dtype))
+    monkeypatch.setattr(_torch, "_empty", poison)
+    rng = np.random.default_rng(7)
+    shapes = (n, columns), (n, columns), *[(columns,)] * 3
+    arrays = [(2 * rng.normal(size=shape)).astype(dtype) for shape in shapes]
     gradient = rng.normal(size=(n, columns)).astype(dtype)
     tensors = [torch.from_numpy(array).requires_grad_() for array in arrays]
-    found = [
-        torch.autograd.grad(gelu_layer_norm(*tensors, **dropout, threads=threads), tensors, torch.from_numpy(gradient))
-        for threads in (1, 3)
-    ]
+    given = {"norm": tensors[2:4] if norm else None, "scale": tensors[4] if scaled else None}
+    asked = [*tensors[:2], *(tensors[2:4] if norm else ()), *(tensors[4:] if scaled else ())]
+    found = []
+    for threads in (1, 3):
+        out = residual(*tensors[:2], **given, **options, threads=threads)
+        found.append(torch.autograd.grad(out, asked, torch.from_numpy(gradient)))
     assert all(torch.equal(a, b) for a, b in zip(*found))
-    expected = gelu_reference.backward(gradient, *arrays[:2], **dropout)
-    # 4 ulp of the terms, in which the slope of GELU counts as at least 1
-    normal, scale, _, slope = gelu_reference.normalised(arrays[0], **dropout)
-    g, normal = np.abs(gradient * arrays[1]), np.abs(normal)
-    across = g + (g.sum(1, keepdims=True) + normal * (g * normal).sum(1, keepdims=True)) / columns
-    sizes = (np.abs(slope) + (slope != 0)) * scale * across, (np.abs(gradient) * (normal + 1)).sum(0)
+    x, branch, gamma, beta, scale = arrays
+    affine, scale = (gamma, beta) if norm else None, scale if scaled else 1.0
+    expected = residual_reference.backward(gradient, x, branch, affine, scale, **options)
+    expected = [*expected[:2], *(expected[2:4] if norm else ()), *(expected[4:] if scaled else ())]
+    # 4 ulp of the terms
+    normal, per_sd, *_ = linear_reference.before(branch, affine)
+    g, normal = np.abs(gradient) / 0.7, np.abs(normal)  # what dropout keeps is larger
+    across = g * np.abs(gamma) + 0 * normal if norm else g
+    if norm:
+        across = (across + across.mean(1, keepdims=True) + normal * (across * normal).mean(1, keepdims=True)) * per_sd
+    sizes = [g * np.abs(scale), across]
+    sizes += [(g * (normal + 1)).sum(0), g.sum(0)] if norm else []
+    sizes += [(g * np.abs(x)).sum(0)] if scaled else []
     bound = 4 * (EPS32 if dtype == "float32" else EPS64)
-    for a, b, size in zip(found[0], expected, (*sizes, sizes[1]), strict=True):
+    for a, b, size in zip(found[0], expected, sizes, strict=True):
         a = a.numpy()
         assert a.dtype == dtype and a.shape == b.shape and (np.abs(a - b) <= bound * size).all()
 
@@ -351,9 +412,13 @@ def arguments_of(op):
             (p4.detach(), OFFSETS, *torch.ones(5, 4, dtype=p4.dtype), 5, True),
         ],
         "segment_softmax": [(rows(), OFFSETS), (rows(0), torch.zeros(1, dtype=torch.int64))],
-        "gelu_layer_norm": [
-            (rows(), *rows(2).detach(), 1e-5, 0.0, 0, 0),
-            (rows(0), *(row.clone().requires_grad_() for row in rows(2).detach()), 1e-5, 0.1, 1 << 40, 3),
+        "linear": [
+            (rows(), rows(3), *map(leaf, rows(3)), "gelu", 1e-5, 0.1, 1 << 40, 3),
+            (rows(0), rows(4), leaf(rows(4)[:, 0]), None, None, "none", 1e-5, 0.0, 0, 0),
+        ],
+        "residual": [
+            (rows(), leaf(rows().flip(0)), *map(leaf, rows(2)), None, 1e-5, 0.1, 1 << 40, 3),
+            (rows(0), rows(0), None, None, leaf(rows(1)[0]), 1e-5, 0.0, 0, 0),
         ],
         "particle_attention": [
             (attended(p4).detach().requires_grad_(), OFFSETS, pairs(20).requires_grad_(), 0.2, 5, 1, [True, True]),
@@ -419,7 +484,8 @@ DIFFERENTIABLE = {
     "distance_correlation": (rows, lambda values: distance_correlation(values[:, 0], values[:, 1])),
     "pairwise_features": (massive, lambda p4: pairwise_features(p4, OFFSETS, features=("dot",))),
     "segment_softmax": (rows, lambda values: segment_softmax(values, OFFSETS)),
-    "gelu_layer_norm": (rows, lambda values: gelu_layer_norm(values, *WEIGHTS)),
+    "linear": (rows, lambda values: linear(values, WEIGHTS, WEIGHTS[:, 0], norm=WEIGHTS.unbind())),
+    "residual": (rows, lambda values: residual(values, values.flip(0), norm=WEIGHTS.unbind())),
     "pair_bias": (massive, lambda p4: pair_bias(p4, OFFSETS, [w.detach() for w in NETWORK[0]], NETWORK[1])),
     "particle_attention": (massive, lambda p4: particle_attention(attended(p4), OFFSETS, bias=pairs(20))),
     "edge_conv": (rows, lambda x: edge_conv(*edge_arguments(x))),
@@ -500,9 +566,13 @@ COMPILED = {
     "pair_grid": lambda p4, weights: (pair_grid(seven(p4).mT, seven(p4)),),
     "standardize": lambda p4, weights: (standardize(p4.detach(), OFFSETS, 5, scale=p4.detach()[:, 0]),),
     "segment_softmax": lambda p4, weights: (segment_softmax(p4.T, OFFSETS)[:, 0], segment_softmax(p4[0], OFFSETS)),
-    "gelu_layer_norm": lambda p4, weights: (
-        gelu_layer_norm(p4, *p4[:2].detach()),
-        gelu_layer_norm(p4, *p4[:2].detach(), dropout=0.5, seed=9, layer=1),
+    "linear": lambda p4, weights: (
+        linear(p4, p4[:2], p4[:2, 0]),
+        linear(p4, p4[:2], p4[:2, 0], norm=(p4[0], p4[1]), activation="gelu", dropout=0.5, seed=9, layer=1),
+    ),
+    "residual": lambda p4, weights: (
+        residual(p4, p4.flip(0)),
+        residual(p4, p4.flip(0), norm=(p4[0], p4[1]), scale=p4[2], dropout=0.5, seed=9, layer=1),
     ),
     "particle_attention": lambda p4, weights: (
         particle_attention(attended(p4), OFFSETS, bias=p4[:2, :4].repeat(1, 5), dropout=0.2, seed=3, layer=1),

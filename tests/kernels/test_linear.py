@@ -1,4 +1,4 @@
-"""LayerNorm of dropout of GELU."""
+"""linear beyond the contract: GELU and LayerNorm, sizes, dropout, what is not finite, refusals."""
 
 from __future__ import annotations
 
@@ -7,13 +7,19 @@ import pytest
 import torch
 
 from cases import BAD_DROPOUT
-from fasttag_kernels.gelu_layer_norm import gelu_layer_norm, reference
+from fasttag_kernels.linear import linear, reference
 from fasttag_kernels.particle_attention import reference as attention_reference
 
 RNG = np.random.default_rng(12)
 X = RNG.normal(size=(40, 512))
 WEIGHT, BIAS = RNG.normal(size=(2, 512))
 ONES, ZEROS = np.ones(512), np.zeros(512)
+
+
+def gelu_layer_norm(x, weight, bias, **options):
+    """What stands before the product, multiplied with 1."""
+    identity = np.eye(x.shape[1], dtype=x.dtype)
+    return linear(x, identity, 0 * identity[0], norm=(weight, bias), activation="gelu", **options)
 
 
 def of_torch(x, weight, bias, eps=1e-5):
@@ -81,21 +87,37 @@ def test_what_is_not_finite_stays_in_its_row(value, dtype):
     assert np.array_equal(found[::2], expected[::2]) and np.isnan(found[1]).all()
 
 
-@pytest.mark.parametrize("shape", [(0, 512), (0, 0), (3, 0)])
-def test_empty(shape):
-    x = torch.ones(shape, dtype=torch.float64, requires_grad=True)
-    weight, bias = torch.ones(2, shape[1], dtype=torch.float64).unbind()
-    found = gelu_layer_norm(x, weight.requires_grad_(), bias.requires_grad_(), dropout=0.5)
-    assert found.shape == shape
-    of_x, *rest = torch.autograd.grad(found.sum(), (x, weight, bias))
-    assert of_x.shape == shape and [gradient.tolist() for gradient in rest] == [[0.0] * shape[1]] * 2
+@pytest.mark.parametrize("norm", [False, True])
+def test_no_rows(norm):
+    x, weight = torch.ones(0, 5, dtype=torch.float64), torch.ones(3, 5, dtype=torch.float64)
+    tensors = [x, weight, weight[:, 0].clone(), *(weight[:2].clone().unbind() if norm else ())]
+    tensors = [tensor.requires_grad_() for tensor in tensors]
+    found = linear(*tensors[:3], norm=tensors[3:] or None, activation="gelu", dropout=0.5)
+    assert found.shape == (0, 3)
+    for tensor, gradient in zip(tensors, torch.autograd.grad(found.sum(), tensors), strict=True):
+        assert gradient.shape == tensor.shape and not gradient.any()
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1), (7, 3, 130), (128, 16, 16), (129, 33, 32), (300, 128, 31), (64, 512, 128)]
+)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_products_of_any_size(shape, dtype):
+    """Rows in tiles of 128, columns in panels of 32: with and without a rest."""
+    n, depth, width = shape
+    rng = np.random.default_rng(1)
+    arrays = [rng.normal(size=size).astype(dtype) for size in ((n, depth), (width, depth), (width,))]
+    found, expected = linear(*arrays), reference.linear(*arrays)
+    terms = np.abs(arrays[0]).astype(np.float64) @ np.abs(arrays[1]).T + np.abs(arrays[2])
+    assert found.dtype == dtype
+    assert (np.abs(found - expected) <= (depth + 1) / 2 * np.finfo(dtype).eps * terms).all()  # half an ulp each
 
 
 @pytest.mark.parametrize("columns", [1, 16, 37, 512])
 def test_rows_do_not_see_each_other(columns):
-    x, weight, bias = X[:, :columns].copy(), WEIGHT[:columns].copy(), BIAS[:columns].copy()
-    whole = gelu_layer_norm(x, weight, bias)
-    assert all(gelu_layer_norm(x[i : i + 1], weight, bias).tobytes() == row.tobytes() for i, row in enumerate(whole))
+    x, weight, norm = X[:, :columns].copy(), X[:9, :columns].copy(), (WEIGHT[:columns], BIAS[:columns])
+    run = lambda x: linear(x, weight, BIAS[:9], norm=norm, activation="gelu")
+    assert all(run(x[i : i + 1]).tobytes() == row.tobytes() for i, row in enumerate(run(x)))
 
 
 def dropped(columns=512, **options):
@@ -144,19 +166,48 @@ def test_dropout_is_independent_of_that_of_attention():
     assert abs((taken[word] == (of_attention == 0)).mean() - 0.5) < 4 * 0.5 / n
 
 
+W = X[:9]
+
+
 @pytest.mark.parametrize(
     ("arguments", "options", "error", "message"),
     [
-        ((X[0], WEIGHT, BIAS), {}, ValueError, r"x must have shape \(N, C\), got \(512,\); reshape"),
-        ((X, WEIGHT[:3], BIAS), {}, ValueError, r"weight must have shape \(512,\), got \(3,\); give one"),
-        ((X, WEIGHT, BIAS[None]), {}, ValueError, r"bias must have shape \(512,\), got \(1, 512\); give one"),
-        ((X, WEIGHT.astype("f"), BIAS), {}, TypeError, "all floats must share one dtype, got x is float64, weight is"),
-        ((X, WEIGHT, BIAS), {"eps": 0.0}, ValueError, "eps must be above 0 and finite, got 0.0; PyTorch"),
-        ((X, WEIGHT, BIAS), {"eps": np.nan}, ValueError, "eps must be above 0 and finite, got nan; PyTorch"),
-        ((X, WEIGHT, BIAS), {"eps": "1"}, TypeError, "eps must be a number, got '1'; PyTorch"),
-        *(((X, WEIGHT, BIAS), *bad) for bad in BAD_DROPOUT),
+        ((X[0], W, BIAS[:9]), {}, ValueError, r"x must have shape \(N, K\) with K of 1 or more, got \(512,\); reshape"),
+        ((X[:, :0], W, BIAS[:9]), {}, ValueError, r"x must have shape .*, got \(40, 0\); reshape"),
+        ((X, W.T, BIAS[:9]), {}, ValueError, r"weight must have shape \(M, 512\) .*, got \(512, 9\); transpose it"),
+        ((X, W[:0], BIAS[:0]), {}, ValueError, r"weight must have shape \(M, 512\) .*, got \(0, 512\)"),
+        ((X, W, BIAS), {}, ValueError, r"bias must have shape \(9,\), got \(512,\); give one"),
+        (
+            (X, W, BIAS[:9]),
+            {"norm": (WEIGHT[:3], BIAS)},
+            ValueError,
+            r"gamma must have shape \(512,\), got \(3,\); give",
+        ),
+        (
+            (X, W, BIAS[:9]),
+            {"norm": (WEIGHT, BIAS[None])},
+            ValueError,
+            r"beta must have shape \(512,\), got \(1, 512\)",
+        ),
+        ((X, W.astype("f"), BIAS[:9]), {}, TypeError, "all floats must share one dtype, got x is float64, weight is"),
+        (
+            (X, W, BIAS[:9]),
+            {"activation": "relu"},
+            ValueError,
+            "activation must be one of none, gelu, got 'relu'; choose",
+        ),
+        (
+            (X, W, BIAS[:9]),
+            {"dropout": 0.1},
+            ValueError,
+            "dropout must be 0 without activation, got 0.1; it stands behind",
+        ),
+        ((X, W, BIAS[:9]), {"eps": 0.0}, ValueError, "eps must be above 0 and finite, got 0.0; PyTorch"),
+        ((X, W, BIAS[:9]), {"eps": np.nan}, ValueError, "eps must be above 0 and finite, got nan; PyTorch"),
+        ((X, W, BIAS[:9]), {"eps": "1"}, TypeError, "eps must be a number, got '1'; PyTorch"),
+        *(((X, W, BIAS[:9]), {"activation": "gelu", **bad}, *rest) for bad, *rest in BAD_DROPOUT),
     ],
 )
 def test_refuses(arguments, options, error, message):
-    with pytest.raises(error, match=f"^gelu_layer_norm: {message}"):
-        gelu_layer_norm(*arguments, **options)
+    with pytest.raises(error, match=f"^linear: {message}"):
+        linear(*arguments, **options)
