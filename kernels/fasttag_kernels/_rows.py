@@ -13,6 +13,11 @@ def numbers(dtype, dropout, seed, layer, which):
     return tuple(np.uint32(word) for word in words), dtype.type(1 / (1 - dropout))
 
 
+def or_fill(x, *given):
+    """Arrays, one number per column of x; full of the number beside them where they are None."""
+    return [np.full(x.shape[1], number, x.dtype) if array is None else array for array, number in given]
+
+
 @kernel
 def factors_of(begin, words, factor, factors):
     """What dropout multiplies rows with: column c by word c % 4 of the counter (layer, row, which, c // 4)."""

@@ -155,6 +155,18 @@ def transpose(typing, source, row, column, target, to_row, to_column):
     return types.void(source, row, column, target, to_row, to_column), generate
 
 
+@helper
+def turn(matrix, begin, end, turned, column):
+    """Columns begin..end of a matrix, transposed, to `turned` from a column on."""
+    for r in range(0, len(matrix), LANES):
+        whole = end - (end - begin) % LANES if r + LANES <= len(matrix) else begin
+        for c in range(begin, whole, LANES):
+            transpose(matrix, r, c, turned, c - begin, column + r)
+        for i in range(r, min(r + LANES, len(matrix))):
+            for c in range(whole, end):
+                turned[c - begin, column + i] = matrix[i, c]
+
+
 def _binary(function, emit):
     """`function` of two vectors, or of a vector and a number."""
 

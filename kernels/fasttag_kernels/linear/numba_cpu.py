@@ -5,8 +5,8 @@ import numpy as np
 from .. import _threads
 from .._math import gelu, gelu_and_slope
 from .._numba import inputs, kernel
-from .._rows import factors_of, normalise, normalise_backward, numbers
-from .._simd import LANES, multiply, transpose
+from .._rows import factors_of, normalise, normalise_backward, numbers, or_fill
+from .._simd import LANES, multiply, transpose, turn
 
 TILE = 128  # rows
 PANEL = 2 * LANES  # columns of a matrix that lie together: `multiply` works on as many at once
@@ -15,9 +15,11 @@ LEAST_TILES, MOST_BLOCKS = 4, 64  # of blocks whose gradients of the weights are
 
 
 def run(x, weight, bias, gamma, beta, activation, eps, dropout, seed, layer, out, *, threads):
-    matrix, shift = _folded(weight, bias, gamma, beta)
+    panels = np.zeros((_up(len(weight)) // PANEL, x.shape[1], PANEL), x.dtype)
+    shift = np.empty_like(bias)
+    _pack(*inputs(weight, *or_fill(x, (gamma, 1), (beta, 0)), bias), panels, shift)
     given = _before(x, gamma, activation, eps, dropout, seed, layer)
-    _threads.over(-(len(x) // -TILE), threads, _forward, *given, _panels(matrix.T), shift, out)
+    _threads.over(-(len(x) // -TILE), threads, _forward, *given, panels, shift, out)
 
 
 def backward(gradient, x, weight, bias, gamma, beta, activation, eps, dropout, seed, layer,
@@ -25,35 +27,17 @@ def backward(gradient, x, weight, bias, gamma, beta, activation, eps, dropout, s
     tiles = -(len(x) // -TILE)
     size = max(LEAST_TILES, -(tiles // -MOST_BLOCKS))
     blocks = -(tiles // -size)
-    matrix, _ = _folded(weight, bias, gamma, beta)
+    arrays = inputs(weight, *or_fill(x, (gamma, 1), (beta, 0)))
+    panels = np.zeros((_up(x.shape[1]) // PANEL, len(weight), PANEL), x.dtype)
+    _pack_for_gradient(*arrays[:2], panels)
     products = np.empty((blocks, _up(len(weight)), _up(x.shape[1])), x.dtype)
     sums = np.empty((blocks, len(weight)))
     given = _before(x, gamma, activation, eps, dropout, seed, layer)
-    _threads.over(blocks, threads, _backward, *given, *inputs(gradient), _panels(matrix), size, products, sums, grad_x)
-    weight = np.ascontiguousarray(weight)  # for the order of sums
-    product, total = products.sum(0, dtype=np.float64)[: len(weight), : x.shape[1]], sums.sum(0)
-    grad_bias[:] = total
-    if gamma is None:
-        grad_weight[:] = product
-        return
-    grad_weight[:] = product * gamma + total[:, None] * beta
-    grad_gamma[:] = (weight * product).sum(0)
-    grad_beta[:] = (weight * total[:, None]).sum(0)
-
-
-def _folded(weight, bias, gamma, beta):
-    """Matrix and shift that take the normalised numbers to the result."""
-    if gamma is None:
-        return weight, bias
-    shift = np.multiply(weight, beta, order="C", dtype=np.float64).sum(1) + bias
-    return weight * gamma, shift.astype(bias.dtype)
-
-
-def _panels(matrix):
-    """(K, M) -> (panels, K, PANEL), padded with zeros."""
-    padded = np.zeros((len(matrix), _up(matrix.shape[1])), matrix.dtype)
-    padded[:, : matrix.shape[1]] = matrix
-    return np.ascontiguousarray(padded.reshape(len(matrix), -1, PANEL).swapaxes(0, 1))
+    _threads.over(blocks, threads, _backward, *given, *inputs(gradient), panels, size, products, sums, grad_x)
+    of_norm = np.zeros((2, x.shape[1]))
+    _finish(*arrays, products, sums, grad_weight, grad_bias, of_norm)
+    if gamma is not None:
+        grad_gamma[:], grad_beta[:] = of_norm
 
 
 def _up(number):
@@ -154,3 +138,47 @@ def _store(h, slope, begin, rows, grad_x):
         else:
             for c in range(columns):
                 grad_x[begin + r, c] = h[r, c]
+
+
+@kernel
+def _pack(weight, gamma, beta, bias, panels, shift):
+    """Matrix, transposed, and shift that take the normalised numbers to the result."""
+    for p in range(len(panels)):
+        turn(weight[p * PANEL : (p + 1) * PANEL], 0, weight.shape[1], panels[p], 0)
+        for k in range(weight.shape[1]):
+            for c in range(PANEL):
+                panels[p, k, c] *= gamma[k]
+    for m in range(len(weight)):
+        total = 0.0
+        for k in range(weight.shape[1]):
+            total += np.float64(weight[m, k]) * beta[k]
+        shift[m] = total + bias[m]
+
+
+@kernel
+def _pack_for_gradient(weight, gamma, panels):
+    """The matrix that takes gradients to those in the normalised numbers."""
+    for p in range(len(panels)):
+        begin = p * PANEL
+        for m in range(len(weight)):
+            for c in range(min(PANEL, len(gamma) - begin)):
+                panels[p, m, c] = weight[m, begin + c] * gamma[begin + c]
+
+
+@kernel
+def _finish(weight, gamma, beta, products, sums, grad_weight, grad_bias, of_norm):
+    """Sums of products with the normalised numbers, over blocks, to the gradients of the weights."""
+    product = np.empty(len(gamma))
+    for m in range(len(weight)):
+        total = 0.0
+        product[:] = 0.0
+        for block in range(len(sums)):
+            total += sums[block, m]
+            for k in range(len(gamma)):
+                product[k] += products[block, m, k]
+        for k in range(len(gamma)):
+            grad_weight[m, k] = product[k] * gamma[k] + total * beta[k]
+        for k in range(len(gamma)):
+            of_norm[0, k] += product[k] * weight[m, k]
+            of_norm[1, k] += total * weight[m, k]
+        grad_bias[m] = total

@@ -4,7 +4,7 @@ import numpy as np
 
 from .. import _threads
 from .._numba import inputs, kernel
-from .._rows import factors_of, normalise, normalise_backward, numbers
+from .._rows import factors_of, normalise, normalise_backward, numbers, or_fill
 
 TILE = 64  # rows: of 128 numbers a few arrays of 32 KB in float32
 DROPPED = 0xFFFFFFFE  # word of the counter: those of other operations differ
@@ -12,7 +12,7 @@ MOST_BLOCKS = 64  # of blocks whose gradients of gamma, beta and scale are summe
 
 
 def run(x, branch, gamma, beta, scale, eps, dropout, seed, layer, out, *, threads):
-    given = *inputs(x, branch, *_affine(x, gamma, beta, scale)), gamma is not None, eps, dropout > 0
+    given = *inputs(x, branch, *or_fill(x, (gamma, 1), (beta, 0), (scale, 1))), gamma is not None, eps, dropout > 0
     words = numbers(x.dtype, dropout, seed, layer, DROPPED)
     _threads.over(-(len(x) // -TILE), threads, _forward, *given, *words, out)
 
@@ -22,17 +22,11 @@ def backward(gradient, x, branch, gamma, beta, scale, eps, dropout, seed, layer,
     tiles = -(len(x) // -TILE)
     size = max(1, -(tiles // -MOST_BLOCKS))
     sums = np.empty((-(tiles // -size), 3, x.shape[1]))
-    given = *inputs(x, branch, *_affine(x, gamma, beta, scale)), gamma is not None, eps, dropout > 0
-    words = numbers(x.dtype, dropout, seed, layer, DROPPED)
-    _threads.over(len(sums), threads, _backward, *given, *words, *inputs(gradient), size, sums, grad_x, grad_branch)
+    given = *inputs(x, branch, *or_fill(x, (gamma, 1), (beta, 0), (scale, 1))), gamma is not None, eps, dropout > 0
+    rest = *numbers(x.dtype, dropout, seed, layer, DROPPED), *inputs(gradient), scale is not None
+    _threads.over(len(sums), threads, _backward, *given, *rest, size, sums, grad_x, grad_branch)
     for found, total in zip((grad_gamma, grad_beta, grad_scale), sums.sum(0)):
         found[:] = total[: found.size]
-
-
-def _affine(x, gamma, beta, scale):
-    """Ones and zeros where there are none."""
-    given = (gamma, 1), (beta, 0), (scale, 1)
-    return [np.full(x.shape[1], fill, x.dtype) if array is None else array for array, fill in given]
 
 
 @kernel
@@ -56,8 +50,8 @@ def _forward(first, last, x, branch, gamma, beta, scale, norm, eps, drop, words,
 
 
 @kernel
-def _backward(first, last, x, branch, gamma, beta, scale, norm, eps, drop, words, factor, gradient, size, sums, grad_x,
-              grad_branch):  # fmt: skip
+def _backward(first, last, x, branch, gamma, beta, scale, norm, eps, drop, words, factor, gradient, scaled, size, sums,
+              grad_x, grad_branch):  # fmt: skip
     columns = x.shape[1]
     u, h = np.empty((TILE, columns), x.dtype), np.empty((TILE, columns), x.dtype)
     per_sd = np.empty(TILE, x.dtype)
@@ -76,15 +70,17 @@ def _backward(first, last, x, branch, gamma, beta, scale, norm, eps, drop, words
                 factors_of(begin, words, factor, factors)
             for r in range(rows):
                 for c in range(columns):
-                    g = gradient[begin + r, c]
-                    grad_x[begin + r, c] = scale[c] * g
-                    of_scale[c] += np.float64(g) * x[begin + r, c]
-                for c in range(columns):
+                    grad_x[begin + r, c] = scale[c] * gradient[begin + r, c]
                     h[r, c] = factors[r, c] * gradient[begin + r, c]
-                    of_gamma[c] += np.float64(h[r, c]) * u[r, c]
-                for c in range(columns):
-                    of_beta[c] += h[r, c]
-                    h[r, c] *= gamma[c]
+                if scaled:
+                    for c in range(columns):
+                        of_scale[c] += np.float64(gradient[begin + r, c]) * x[begin + r, c]
+                if norm:
+                    for c in range(columns):
+                        of_gamma[c] += np.float64(h[r, c]) * u[r, c]
+                    for c in range(columns):
+                        of_beta[c] += h[r, c]
+                        h[r, c] *= gamma[c]
             if norm:
                 normalise_backward(h, u, rows, columns, per_sd)
             for r in range(rows):
