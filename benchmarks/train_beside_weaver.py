@@ -4,9 +4,9 @@
 
 Both get the same initial weights and padded batches, float32, no dropout, no trimming, one thread; ours is
 `fasttag.compat.weaver`. First 20 steps as in weaver's recipe (RAdam, learning rate 1e-3), whose losses must agree
-within 1e-3, or within twice what weaver's differ from their own in float64; then, from the same weights again, a short
-training (AdamW, one cycle up to 2e-3). TRAIN and TEST are files that `fasttag.read` reads. Needs .venv-peers (see
-README.md), where both run.
+within 1e-3, or within twice what weaver's differ from their own in float64, where both are compared as well; then, from
+the same weights again, a short training (AdamW, one cycle up to 2e-3). TRAIN and TEST are files that `fasttag.read`
+reads. Needs .venv-peers (see README.md), where both run.
 """
 
 from __future__ import annotations
@@ -155,7 +155,8 @@ def child(folder: Path, epochs: int, seeds: int) -> None:
                 t.numel() for k, t in state.items() if not k.endswith(("_mean", "_var", "_tracked"))
             )
             row["largest_difference"] = float(np.abs(first / expected - 1).max())
-            exact = first_losses(network, theirs, state, data, seed, "float64")
+            first64, exact = (first_losses(network, module, state, data, seed, "float64") for module in (ours, theirs))
+            row["largest_difference_float64"] = float(np.abs(first64 / exact - 1).max())
             row["of_weaver_with_float64"] = float(np.abs(expected / exact - 1).max())
             for name, module in (("weaver", theirs), ("fasttag", ours)) if epochs else ():
                 found = train(network, module, state, data, test, seed, epochs)
