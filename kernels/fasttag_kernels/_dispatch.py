@@ -40,7 +40,7 @@ def device_of(array: Any) -> str:
     """ "cpu", "cuda:0", ... of an array of one of the three libraries."""
     library = library_of(array)
     if library == "torch":
-        return str(array.device)
+        return "cpu" if array.is_cpu else str(array.device)
     return f"cuda:{array.device.id}" if library == "cupy" else "cpu"
 
 
@@ -53,11 +53,14 @@ def dtype_of(array: Any) -> str:
 
 def check_arrays(op: str, **arrays: Any) -> str:
     """Every argument an array, all of one library and device; gives back the library."""
-    if all(type(array) is np.ndarray for array in arrays.values()):
-        return "numpy"
+    first, *others = arrays.values()
+    kind, library = type(first), library_of(first)
+    if all([type(other) is kind for other in others]):  # the usual case, of which there may be twenty
+        if library == "numpy" or (library == "torch" and all([x.is_cpu for x in arrays.values()])):
+            return library
     seen = {name: library_of(array) for name, array in arrays.items()}
-    for name, library in seen.items():
-        if library is None:
+    for name, found in seen.items():
+        if found is None:
             raise TypeError(
                 f"{op}: {name} must be a NumPy, CuPy or torch array, got {type(arrays[name]).__name__}; "
                 f"use np.asarray({name})"
@@ -67,13 +70,14 @@ def check_arrays(op: str, **arrays: Any) -> str:
         places = {name: f"{seen[name]} on {device_of(array)}" for name, array in arrays.items()}
         listed = ", ".join(f"{name} is {place}" for name, place in places.items())
         raise TypeError(f"{op}: all arrays must share one library and device, got {listed}; move them first")
-    return next(iter(seen.values())) or ""
+    return library or ""
 
 
 def check_floats(op: str, **arrays: Any) -> None:
     """All float32 or all float64."""
-    if len({array.dtype for array in arrays.values()}) == 1:
-        arrays = dict([next(iter(arrays.items()))])
+    first, *others = arrays.values()
+    if dtype_of(first) in FLOATS and all([other.dtype == first.dtype for other in others]):
+        return
     dtypes = {name: dtype_of(array) for name, array in arrays.items()}
     for name, dtype in dtypes.items():
         if dtype not in FLOATS:
@@ -137,13 +141,18 @@ def check_offset_values(op: str, offsets: np.ndarray, n: int) -> None:
         raise ValueError(
             f"{op}: offsets must lie in 0..{n}, got {offsets[0]}..{offsets[-1]}; they count constituents of this array"
         )
-    falls = np.flatnonzero(offsets[1:] < offsets[:-1])
-    if falls.size:
-        j = int(falls[0])
+    falls = offsets[1:] < offsets[:-1]
+    if np.count_nonzero(falls):  # 0.2 us, where any() takes 1
+        j = int(falls.argmax())
         raise ValueError(
             f"{op}: offsets must not fall, got {offsets[j]} then {offsets[j + 1]} at jet {j}; "
             "jet j is offsets[j]:offsets[j+1]"
         )
+
+
+@functools.cache
+def _package(op: str) -> Any:
+    return importlib.import_module(f"fasttag_kernels.{op}")
 
 
 @functools.cache
@@ -228,12 +237,12 @@ def execute(
 
     Values that lie on a GPU are not looked at, but for those of `offsets`, which `offsets_host` has.
     """
-    package = importlib.import_module(f"fasttag_kernels.{op}")
+    package = _package(op)
     if offsets_host is not None and offsets_host.dtype != np.int64:  # torch.compile could not trace this further out
         raise TypeError(f"{op}: offsets_host must be int64, got {offsets_host.dtype}; convert it")
     place, view, keywords = _way(op, backend, arguments[0], offsets_host, threads)
     with place:
-        views = known = [_views(view, argument) for argument in arguments]
+        views = known = arguments if view is _same else [_views(view, argument) for argument in arguments]
         if offsets_host is not None:
             known = list(views)
             known[list(TABLE[op]["arguments"]).index("offsets")] = offsets_host

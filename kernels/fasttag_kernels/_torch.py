@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch.autograd import forward_ad
+from torch.overrides import has_torch_function
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ._dispatch import backend_for, differentiable, execute, execute_backward, returned
@@ -20,10 +21,19 @@ from ._table import TABLE
 TAGS = (torch.Tag.cudagraph_unsafe,) if hasattr(torch.Tag, "cudagraph_unsafe") else ()
 LAST = "Tensor? offsets_host, int threads"  # of every schema; offsets_host is on the CPU, and None where all else is
 
+_KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
+for _key in ("AutogradCPU", "ADInplaceOrView", "AutocastCPU", "BackendSelect"):
+    _KEYS = _KEYS.add(getattr(torch._C.DispatchKey, _key))
+FOREIGN = ~_KEYS.raw_repr()  # what dispatches calls, but for the keys of an ordinary tensor on the CPU
+
 
 def call(op: str, arguments: tuple, offsets_host: np.ndarray | None, threads: int) -> Any:
     """Run an op on tensors; an input that needs a gradient which the op cannot give raises."""
     row = TABLE[op]
+    if not torch.compiler.is_compiling():
+        flat = [y for x in arguments for y in (x if isinstance(x, list) else (x,))]
+        if _nothing_to_dispatch([x for x in flat if isinstance(x, torch.Tensor)]):
+            return _straight(op, arguments, threads)
     tensors = [(name, x) for name, argument in zip(row["arguments"], arguments) for x in _tensors(argument)]
     for name, tensor in tensors if forward_ad._current_level >= 0 else ():  # asking each tensor takes 1 us
         if forward_ad.unpack_dual(tensor).tangent is not None:
@@ -39,6 +49,35 @@ def call(op: str, arguments: tuple, offsets_host: np.ndarray | None, threads: in
         return run(*arguments, *last)
     wanted = {name for name, tensor in tensors if torch.is_grad_enabled() and tensor.requires_grad}
     return returned(op, run(*arguments, [name in wanted for name in row["gradients"]], *last))
+
+
+def _nothing_to_dispatch(tensors: list[torch.Tensor]) -> bool:
+    """Whether torch's dispatcher, which takes 20 us, would do no more than call the CPU's backend.
+
+    No gradients, transforms, modes or tracing, and tensors on the CPU of no kind of their own.
+    """
+    if torch.is_grad_enabled() and any([x.requires_grad for x in tensors]):
+        return False
+    if forward_ad._current_level >= 0 or has_torch_function(tensors):
+        return False
+    if torch._C._dispatch_tls_local_include_set().raw_repr() & FOREIGN:
+        return False
+    return not any([torch._C._dispatch_keys(x).raw_repr() & FOREIGN for x in tensors])
+
+
+def _straight(op: str, arguments: tuple, threads: int) -> Any:
+    """The CPU's backend on NumPy's views of the tensors."""
+    views = [[_array(y) for y in x] if isinstance(x, list) else _array(x) for x in arguments]
+    if "saved" in TABLE[op]:
+        views.append([False] * len(TABLE[op]["gradients"]))
+    found = execute(op, backend_for(op, "torch", "cpu"), tuple(views), None, threads, np.empty)
+    if "saved" in TABLE[op]:
+        found = returned(op, found)
+    return tuple(map(torch.from_numpy, found)) if isinstance(found, tuple) else torch.from_numpy(found)
+
+
+def _array(argument: Any) -> Any:
+    return argument.numpy(force=True) if isinstance(argument, torch.Tensor) else argument
 
 
 def _tensors(argument: Any) -> list[torch.Tensor]:

@@ -88,7 +88,7 @@ def check_values(qkv: Any, offsets: Any, bias: Any, dropout: float, seed: int, l
     _dispatch.check_offset_values("particle_attention", offsets, qkv.shape[0])
     if bias is not None:
         counts = offsets[1:] - offsets[:-1]
-        pairs = int(counts @ counts)
+        pairs = int(counts.dot(counts))
         if bias.shape[1] != pairs:
             raise ValueError(
                 f"particle_attention: bias must have shape (H, M) with M = {pairs} here, the sum of n^2, "

@@ -17,9 +17,10 @@ ZERO, TOP, FOUND, AREAS = 0, 1, 1 + ROWS, 1 + 2 * ROWS  # lines of scratch; then
 
 
 def run(qkv, offsets, bias, dropout, seed, layer, needed, out, norm, *, threads):
-    for array in (out, norm):
-        array[: offsets[0]] = 0
-        array[offsets[-1] :] = 0
+    if offsets[-1] - offsets[0] < len(out):
+        for array in (out, norm):
+            array[: offsets[0]] = 0
+            array[offsets[-1] :] = 0
     given = _flat(qkv, offsets, bias)
     _threads.over(len(offsets) - 1, threads, _forward, *given, dropout, seed, layer, out.reshape(-1), norm)
 
