@@ -31,8 +31,11 @@ def call(op: str, arguments: tuple, offsets_host: np.ndarray | None, threads: in
     """Run an op on tensors; an input that needs a gradient which the op cannot give raises."""
     row = TABLE[op]
     if not torch.compiler.is_compiling():
-        flat = [y for x in arguments for y in (x if isinstance(x, list) else (x,))]
-        if _nothing_to_dispatch([x for x in flat if isinstance(x, torch.Tensor)]):
+        tensors = [x for x in arguments if isinstance(x, torch.Tensor)]
+        for several in arguments:
+            if isinstance(several, list):
+                tensors += _tensors(several)
+        if _nothing_to_dispatch(tensors):
             return _straight(op, arguments, threads)
     tensors = [(name, x) for name, argument in zip(row["arguments"], arguments) for x in _tensors(argument)]
     for name, tensor in tensors if forward_ad._current_level >= 0 else ():  # asking each tensor takes 1 us
@@ -67,7 +70,10 @@ def _nothing_to_dispatch(tensors: list[torch.Tensor]) -> bool:
 
 def _straight(op: str, arguments: tuple, threads: int) -> Any:
     """The CPU's backend on NumPy's views of the tensors."""
-    views = [[_array(y) for y in x] if isinstance(x, list) else _array(x) for x in arguments]
+    views = [
+        x.numpy(force=True) if isinstance(x, torch.Tensor) else [_array(y) for y in x] if isinstance(x, list) else x
+        for x in arguments
+    ]
     if "saved" in TABLE[op]:
         views.append([False] * len(TABLE[op]["gradients"]))
     found = execute(op, backend_for(op, "torch", "cpu"), tuple(views), None, threads, np.empty)
