@@ -30,13 +30,13 @@ FOREIGN = ~_KEYS.raw_repr()  # what dispatches calls, but for the keys of an ord
 def call(op: str, arguments: tuple, offsets_host: np.ndarray | None, threads: int) -> Any:
     """Run an op on tensors; an input that needs a gradient which the op cannot give raises."""
     row = TABLE[op]
-    if not torch.compiler.is_compiling():
-        tensors = [x for x in arguments if isinstance(x, torch.Tensor)]
-        for several in arguments:
-            if isinstance(several, list):
-                tensors += _tensors(several)
-        if _nothing_to_dispatch(tensors):
-            return _straight(op, arguments, threads)
+    views = None if torch.compiler.is_compiling() else _views(arguments)
+    if views is not None:
+        if "saved" in row:
+            views.append([False] * len(row["gradients"]))
+        found = execute(op, backend_for(op, "torch", "cpu"), tuple(views), None, threads, np.empty)
+        found = returned(op, found) if "saved" in row else found
+        return tuple(map(torch.from_numpy, found)) if isinstance(found, tuple) else torch.from_numpy(found)
     tensors = [(name, x) for name, argument in zip(row["arguments"], arguments) for x in _tensors(argument)]
     for name, tensor in tensors if forward_ad._current_level >= 0 else ():  # asking each tensor takes 1 us
         if forward_ad.unpack_dual(tensor).tangent is not None:
@@ -54,36 +54,30 @@ def call(op: str, arguments: tuple, offsets_host: np.ndarray | None, threads: in
     return returned(op, run(*arguments, [name in wanted for name in row["gradients"]], *last))
 
 
-def _nothing_to_dispatch(tensors: list[torch.Tensor]) -> bool:
-    """Whether torch's dispatcher, which takes 20 us, would do no more than call the CPU's backend.
+def _views(arguments: tuple | list) -> list | None:
+    """NumPy's views of tensors; None where torch's dispatcher has more to do than to call the CPU's backend.
 
-    No gradients, transforms, modes or tracing, and tensors on the CPU of no kind of their own.
+    That is with gradients, transforms, modes or tracing, and for tensors elsewhere or of a kind of their own. Where it
+    has not, it takes 20 us.
     """
-    if torch.is_grad_enabled() and any([x.requires_grad for x in tensors]):
-        return False
-    if forward_ad._current_level >= 0 or has_torch_function(tensors):
-        return False
+    if has_torch_function(arguments) or forward_ad._current_level >= 0:
+        return None
     if torch._C._dispatch_tls_local_include_set().raw_repr() & FOREIGN:
-        return False
-    return not any([torch._C._dispatch_keys(x).raw_repr() & FOREIGN for x in tensors])
-
-
-def _straight(op: str, arguments: tuple, threads: int) -> Any:
-    """The CPU's backend on NumPy's views of the tensors."""
-    views = [
-        x.numpy(force=True) if isinstance(x, torch.Tensor) else [_array(y) for y in x] if isinstance(x, list) else x
-        for x in arguments
-    ]
-    if "saved" in TABLE[op]:
-        views.append([False] * len(TABLE[op]["gradients"]))
-    found = execute(op, backend_for(op, "torch", "cpu"), tuple(views), None, threads, np.empty)
-    if "saved" in TABLE[op]:
-        found = returned(op, found)
-    return tuple(map(torch.from_numpy, found)) if isinstance(found, tuple) else torch.from_numpy(found)
-
-
-def _array(argument: Any) -> Any:
-    return argument.numpy(force=True) if isinstance(argument, torch.Tensor) else argument
+        return None
+    recorded, views = torch.is_grad_enabled(), []
+    for x in arguments:
+        if isinstance(x, torch.Tensor):
+            if (recorded and x.requires_grad) or torch._C._dispatch_keys(x).raw_repr() & FOREIGN:
+                return None
+            views.append(x.numpy(force=True))
+        elif isinstance(x, list):
+            several = _views(x)
+            if several is None:
+                return None
+            views.append(several)
+        else:
+            views.append(x)
+    return views
 
 
 def _tensors(argument: Any) -> list[torch.Tensor]:
