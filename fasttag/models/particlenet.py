@@ -43,7 +43,7 @@ class EdgeConv(nn.Module):
         if columns != widths[-1]:
             self.sc = nn.Conv1d(columns, widths[-1], 1, bias=False)
             self.sc_bn = nn.BatchNorm1d(widths[-1])
-        self._prepared = None
+        self._prepared: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy prepares its own weights."""
@@ -108,11 +108,7 @@ class EdgeConv(nn.Module):
     @property
     def _groups(self) -> list[Any]:
         """Where the tensors are kept."""
-        return [
-            group
-            for conv, norm in self._layers
-            for group in (conv._parameters, norm._parameters, norm._buffers)
-        ]
+        return [group for conv, norm in self._layers for group in (conv._parameters, norm._parameters, norm._buffers)]
 
 
 class ParticleNet(Tagger):
@@ -215,7 +211,8 @@ class ParticleNet(Tagger):
     ) -> list[Any]:
         """What each edge convolution gives, in the library of x, points and offsets."""
         found, at = [], {"offsets": offsets, "offsets_host": offsets_host}
-        for i, conv in enumerate(self.edge_convs):
+        convs: Any = self.edge_convs
+        for i, conv in enumerate(convs):
             if isinstance(points, torch.Tensor):
                 points = points.detach()
             near = knn(points, conv.k, **at) if neighbours is None else neighbours[i]

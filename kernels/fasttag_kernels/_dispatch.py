@@ -56,11 +56,12 @@ def dtype_of(array: Any) -> str:
 
 def check_arrays(op: str, **arrays: Any) -> str:
     """Every argument an array, all of one library and device; gives back the library."""
-    first, *others = arrays.values()
+    first, *_ = given = list(arrays.values())
     kind, library = type(first), library_of(first)
-    if all([type(other) is kind for other in others]):  # the usual case, of which there may be twenty
-        if library == "numpy" or (library == "torch" and all([x.is_cpu for x in arrays.values()])):
-            return library
+    # the usual case, of which there may be twenty; lists, as generators take 0.3 us
+    alike = False not in [type(x) is kind for x in given]
+    if alike and (library == "numpy" or (library == "torch" and False not in [x.is_cpu for x in given])):
+        return library
     seen = {name: library_of(array) for name, array in arrays.items()}
     for name, found in seen.items():
         if found is None:
@@ -79,7 +80,7 @@ def check_arrays(op: str, **arrays: Any) -> str:
 def check_floats(op: str, **arrays: Any) -> None:
     """All float32 or all float64."""
     first, *others = arrays.values()
-    if dtype_of(first) in FLOATS and all([other.dtype == first.dtype for other in others]):
+    if dtype_of(first) in FLOATS and False not in [other.dtype == first.dtype for other in others]:
         return
     dtypes = {name: dtype_of(array) for name, array in arrays.items()}
     for name, dtype in dtypes.items():

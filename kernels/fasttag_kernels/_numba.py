@@ -78,6 +78,6 @@ def inputs(*arrays: np.ndarray) -> tuple[np.ndarray, ...]:
         flags = array.flags
         fits = flags.c_contiguous and flags.aligned  # np.require takes 1 us to see that
         view = array.view() if fits else np.require(array, requirements=["C", "A"]).view()
-        view.setflags(False)
+        view.setflags(write=False)
         views.append(view)
     return tuple(views)

@@ -64,7 +64,8 @@ def _views(arguments: tuple | list) -> list | None:
         return None
     if torch._C._dispatch_tls_local_include_set().raw_repr() & FOREIGN:
         return None
-    recorded, views = torch.is_grad_enabled(), []
+    recorded = torch.is_grad_enabled()
+    views: list[Any] = []
     for x in arguments:
         if isinstance(x, torch.Tensor):
             if (recorded and x.requires_grad) or torch._C._dispatch_keys(x).raw_repr() & FOREIGN:

@@ -105,8 +105,8 @@ def infer(x, neighbours, offsets, prepared, missing, out, threads):
     out[: offsets[0]] = out[offsets[-1] :] = 0
     matrices, norms = prepared
     graph = _graph(x, neighbours, offsets, matrices, missing, threads)
-    nothing = np.empty((0, 0, 0), x.dtype)
-    _through(graph, norms, 1, len(graph.widths), nothing, threads, NO_SUMS, _added(graph, norms), out[offsets[0] : offsets[-1]])
+    nothing, inside = np.empty((0, 0, 0), x.dtype), out[offsets[0] : offsets[-1]]
+    _through(graph, norms, 1, len(graph.widths), nothing, threads, NO_SUMS, _added(graph, norms), inside)
 
 
 def _through(graph, norms, begin, end, z, threads, sums, added, out):
