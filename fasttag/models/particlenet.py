@@ -198,13 +198,12 @@ class ParticleNet(Tagger):
             conv, norm = layers[:2]
             x = torch.cat(found, 1) @ conv.weight[:, :, 0].T
             x = relu(batch_norm(norm, x, jets, self.bn_stats, not self.training))
+        reduce = "mean" if self.use_counts else "sum"
         if views:
-            total = torch.from_numpy(segment(x.numpy(), offsets=inputs.offsets_host))
+            pooled: torch.Tensor = torch.from_numpy(segment(x.numpy(), offsets=inputs.offsets_host, reduce=reduce))
         else:
-            total = segment(x, offsets=inputs.offsets, offsets_host=inputs.offsets_host)
-        if self.use_counts:
-            return total / inputs.offsets.diff().clamp(min=1)[:, None].to(total.dtype)
-        return total / max(self._padded or longest, 1)
+            pooled = segment(x, offsets=inputs.offsets, reduce=reduce, offsets_host=inputs.offsets_host)
+        return pooled if self.use_counts else pooled / max(self._padded or longest, 1)
 
     def _convolved(
         self, x: Any, points: Any, offsets: Any, offsets_host: Any, neighbours: Sequence[torch.Tensor] | None
