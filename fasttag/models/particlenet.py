@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from torch.nn.functional import relu
 
+from fasttag_kernels.edge_conv import Inference
+
 from ..features import Inputs
 from ..ops import edge_conv, knn, segment
 from ._tagger import (
@@ -41,15 +43,20 @@ class EdgeConv(nn.Module):
         if columns != widths[-1]:
             self.sc = nn.Conv1d(columns, widths[-1], 1, bias=False)
             self.sc_bn = nn.BatchNorm1d(widths[-1])
-        self._seen: list[int] = []
+        self._prepared: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without views: those of a copy would be of other memory."""
-        return {**self.__dict__, "_seen": [], "_arrays": None}
+        """A copy prepares its own weights."""
+        return {**self.__dict__, "_prepared": None}
+
+    def train(self, mode: bool = True) -> EdgeConv:
+        """As of every module; the weights of inference are prepared anew."""
+        self._prepared = None
+        return super().train(mode)
 
     def forward(self, x: Any, neighbours: Any, padded: int, **options: Any) -> Any:
-        """(N, columns) -> (N, widths[-1]) of torch or NumPy; in training, of any norm, running statistics move on."""
-        weights, running = self._views() if isinstance(x, np.ndarray) else self._tensors()
+        """(N, columns) -> (N, widths[-1]) of tensors; in training, of any norm, running statistics move on."""
+        weights, running = self._tensors()
         batch = self.training and any(norm.training for _, norm in self._layers)
         found = edge_conv(
             x,
@@ -67,6 +74,23 @@ class EdgeConv(nn.Module):
                 update_running([norm], one[:2], int(one[2, 0]))
         return found
 
+    def infer(self, x: np.ndarray, neighbours: np.ndarray, offsets: np.ndarray, missing: str) -> np.ndarray:
+        """The same in evaluation, of arrays. Weights are prepared anew where one is a new one or has changed.
+
+        Seen are new memory and what raises the version counter of a tensor: all but writing by `.data` or NumPy, after
+        which `eval()` prepares them.
+        """
+        tensors = [t for group in self._groups for t in group.values() if t is not None]  # convolutions have no bias
+        try:
+            key = [(tensor.data_ptr(), tensor._version) for tensor in tensors]
+        except RuntimeError:  # tensors made in inference mode count no versions
+            key = []
+        if self._prepared is None or not key or key != self._prepared[0]:
+            arrays = [[t.numpy(force=True) for t in some] for some in self._tensors()]
+            # the arrays, too: no other tensor can come to lie where these do
+            self._prepared = key, Inference(*arrays), arrays
+        return self._prepared[1](x, neighbours, offsets, missing)
+
     @property
     def _layers(self) -> list[Any]:
         """Product and normalisation of each layer, and of the shortcut; by attributes it would take 10 us."""
@@ -81,17 +105,10 @@ class EdgeConv(nn.Module):
             running += [norm.running_mean, norm.running_var]
         return weights, running
 
-    def _views(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """The same in NumPy, without copies; made again where memory is another than the last time."""
-        seen = []
-        for conv, norm in self._layers:
-            seen += [conv._parameters["weight"].data_ptr()]
-            seen += [t.data_ptr() for t in (*norm._parameters.values(), *norm._buffers.values())]
-        if seen != self._seen:
-            weights, running = self._tensors()
-            self._arrays = [t.numpy(force=True) for t in weights], [t.numpy(force=True) for t in running]
-            self._seen = seen
-        return self._arrays
+    @property
+    def _groups(self) -> list[Any]:
+        """Where the tensors are kept."""
+        return [group for conv, norm in self._layers for group in (conv._parameters, norm._parameters, norm._buffers)]
 
 
 class ParticleNet(Tagger):
@@ -181,25 +198,28 @@ class ParticleNet(Tagger):
             conv, norm = layers[:2]
             x = torch.cat(found, 1) @ conv.weight[:, :, 0].T
             x = relu(batch_norm(norm, x, jets, self.bn_stats, not self.training))
+        reduce = "mean" if self.use_counts else "sum"
         if views:
-            total = torch.from_numpy(segment(x.numpy(), offsets=inputs.offsets_host))
+            pooled: torch.Tensor = torch.from_numpy(segment(x.numpy(), offsets=inputs.offsets_host, reduce=reduce))
         else:
-            total = segment(x, offsets=inputs.offsets, offsets_host=inputs.offsets_host)
-        if self.use_counts:
-            return total / inputs.offsets.diff().clamp(min=1)[:, None].to(total.dtype)
-        return total / max(self._padded or longest, 1)
+            pooled = segment(x, offsets=inputs.offsets, reduce=reduce, offsets_host=inputs.offsets_host)
+        return pooled if self.use_counts else pooled / max(self._padded or longest, 1)
 
     def _convolved(
         self, x: Any, points: Any, offsets: Any, offsets_host: Any, neighbours: Sequence[torch.Tensor] | None
     ) -> list[Any]:
         """What each edge convolution gives, in the library of x, points and offsets."""
         found, at = [], {"offsets": offsets, "offsets_host": offsets_host}
-        options = {"padded": self._padded, "missing": self.missing}
-        for i, conv in enumerate(self.edge_convs):
+        convs: Any = self.edge_convs
+        for i, conv in enumerate(convs):
             if isinstance(points, torch.Tensor):
                 points = points.detach()
             near = knn(points, conv.k, **at) if neighbours is None else neighbours[i]
-            x = points = conv(x, near, **at, **options)
+            if isinstance(x, np.ndarray):
+                x = conv.infer(x, near, offsets, self.missing)
+            else:
+                x = conv(x, near, **at, padded=self._padded, missing=self.missing)
+            points = x
             found.append(x)
         return found
 

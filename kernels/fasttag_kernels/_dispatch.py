@@ -25,11 +25,14 @@ _ARRAYS = (("numpy", "ndarray"), ("cupy", "ndarray"), ("torch", "Tensor"))
 def library_of(array: Any) -> str | None:
     """Say "numpy", "cupy" or "torch"; None for anything else.
 
-    Not memoised: it takes 0.2 us, and torch.compile warns of functools caches and fails on dicts with types as keys.
+    Not memoised: it takes 0.1 us, and torch.compile warns of functools caches and fails on dicts with types as keys.
     """
-    if type(array) is np.ndarray:
+    kind = type(array)
+    if kind is np.ndarray:
         return "numpy"
-    for base in type(array).__mro__:
+    if kind.__name__ == "Tensor" and kind.__module__ == "torch":
+        return "torch"
+    for base in kind.__mro__:
         if base.__name__ in ("ndarray", "Tensor"):
             root = base.__module__.partition(".")[0]
             if (root, base.__name__) in _ARRAYS:
@@ -41,7 +44,7 @@ def device_of(array: Any) -> str:
     """ "cpu", "cuda:0", ... of an array of one of the three libraries."""
     library = library_of(array)
     if library == "torch":
-        return str(array.device)
+        return "cpu" if array.is_cpu else str(array.device)
     return f"cuda:{array.device.id}" if library == "cupy" else "cpu"
 
 
@@ -54,11 +57,15 @@ def dtype_of(array: Any) -> str:
 
 def check_arrays(op: str, **arrays: Any) -> str:
     """Every argument an array, all of one library and device; gives back the library."""
-    if all(type(array) is np.ndarray for array in arrays.values()):
-        return "numpy"
+    first, *_ = given = list(arrays.values())
+    kind, library = type(first), library_of(first)
+    # the usual case, of which there may be twenty; lists, as generators take 0.3 us
+    alike = False not in [type(x) is kind for x in given]
+    if alike and (library == "numpy" or (library == "torch" and False not in [x.is_cpu for x in given])):
+        return library
     seen = {name: library_of(array) for name, array in arrays.items()}
-    for name, library in seen.items():
-        if library is None:
+    for name, found in seen.items():
+        if found is None:
             raise TypeError(
                 f"{op}: {name} must be a NumPy, CuPy or torch array, got {type(arrays[name]).__name__}; "
                 f"use np.asarray({name})"
@@ -68,13 +75,14 @@ def check_arrays(op: str, **arrays: Any) -> str:
         places = {name: f"{seen[name]} on {device_of(array)}" for name, array in arrays.items()}
         listed = ", ".join(f"{name} is {place}" for name, place in places.items())
         raise TypeError(f"{op}: all arrays must share one library and device, got {listed}; move them first")
-    return next(iter(seen.values())) or ""
+    return library or ""
 
 
 def check_floats(op: str, **arrays: Any) -> None:
     """All float32 or all float64."""
-    if len({array.dtype for array in arrays.values()}) == 1:
-        arrays = dict([next(iter(arrays.items()))])
+    first, *others = arrays.values()
+    if dtype_of(first) in FLOATS and False not in [other.dtype == first.dtype for other in others]:
+        return
     dtypes = {name: dtype_of(array) for name, array in arrays.items()}
     for name, dtype in dtypes.items():
         if dtype not in FLOATS:
@@ -109,7 +117,7 @@ def check_eps(op: str, eps: Any) -> None:
 
 def check_dropout(op: str, dropout: Any, seed: Any, layer: Any) -> tuple[float, Any, Any]:
     """A probability below 1, and what fits into key and counter of Philox4x32; as Python's own numbers."""
-    if not isinstance(dropout, numbers.Real) or isinstance(dropout, bool):
+    if type(dropout) is not float and (not isinstance(dropout, numbers.Real) or isinstance(dropout, bool)):
         raise TypeError(f"{op}: dropout must be a number, got {dropout!r}; 0.0 is none")
     dropout = float(dropout)
     if not 0 <= dropout < 1:
@@ -146,13 +154,18 @@ def check_offset_values(op: str, offsets: np.ndarray, n: int) -> None:
         raise ValueError(
             f"{op}: offsets must lie in 0..{n}, got {offsets[0]}..{offsets[-1]}; they count constituents of this array"
         )
-    falls = np.flatnonzero(offsets[1:] < offsets[:-1])
-    if falls.size:
-        j = int(falls[0])
+    falls = offsets[1:] < offsets[:-1]
+    if np.count_nonzero(falls):  # 0.2 us, where any() takes 1
+        j = int(falls.argmax())
         raise ValueError(
             f"{op}: offsets must not fall, got {offsets[j]} then {offsets[j + 1]} at jet {j}; "
             "jet j is offsets[j]:offsets[j+1]"
         )
+
+
+@functools.cache
+def _package(op: str) -> Any:
+    return importlib.import_module(f"fasttag_kernels.{op}")
 
 
 @functools.cache
@@ -237,12 +250,12 @@ def execute(
 
     Values that lie on a GPU are not looked at, but for those of `offsets`, which `offsets_host` has.
     """
-    package = importlib.import_module(f"fasttag_kernels.{op}")
+    package = _package(op)
     if offsets_host is not None and offsets_host.dtype != np.int64:  # torch.compile could not trace this further out
         raise TypeError(f"{op}: offsets_host must be int64, got {offsets_host.dtype}; convert it")
     place, view, keywords = _way(op, backend, arguments[0], offsets_host, threads)
     with place:
-        views = known = [_views(view, argument) for argument in arguments]
+        views = known = arguments if view is _same else [_views(view, argument) for argument in arguments]
         if offsets_host is not None:
             known = list(views)
             known[list(TABLE[op]["arguments"]).index("offsets")] = offsets_host

@@ -75,8 +75,9 @@ def inputs(*arrays: np.ndarray) -> tuple[np.ndarray, ...]:
     """Contiguous, aligned, read-only views: one compiled version serves writeable and read-only arrays."""
     views = []
     for array in arrays:
-        fits = array.flags.c_contiguous and array.flags.aligned  # np.require takes 1 us to see that
+        flags = array.flags
+        fits = flags.c_contiguous and flags.aligned  # np.require takes 1 us to see that
         view = array.view() if fits else np.require(array, requirements=["C", "A"]).view()
-        view.flags.writeable = False
+        view.setflags(write=False)
         views.append(view)
     return tuple(views)

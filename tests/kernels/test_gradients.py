@@ -8,7 +8,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import cases
 import fasttag
@@ -610,6 +612,47 @@ def test_default_compiler_agrees():
     torch.testing.assert_close(found, expected, rtol=1e-13, atol=1e-13)
     for a, b in zip(*(torch.autograd.grad(x.sum(), [p4, weights]) for x in (found, expected))):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_dispatcher_is_left_out_only_where_it_has_nothing_to_do():
+    x, found = torch.ones(3, dtype=torch.float64), []
+
+    def look(x, *more):
+        found.append(_torch._views([x, *more]) is not None)
+        return x
+
+    look(x)
+    look(x, [x, x], "sum", None, 1.0)
+    weight = torch.nn.Parameter(x)
+    for off in (torch.no_grad, torch.inference_mode):
+        with off():
+            look(weight, torch.ones(3))
+    assert all(found) and len(found) == 4
+    found.clear()
+
+    class Kind(torch.Tensor):
+        pass
+
+    for other in (weight, x.as_subclass(Kind), torch.eye(3).to_sparse(), x.to("meta"), x._neg_view()):
+        look(other)
+        look(x, [other])
+    torch.vmap(look)(torch.ones(3, 2))
+    torch.func.functionalize(look)(x)
+    with forward_ad.dual_level():
+        look(x)
+    make_fx(look)(x)
+    for mode in (FakeTensorMode(allow_non_fake_inputs=True), torch.device("cpu")):
+        with mode:
+            look(x)
+    assert not any(found) and len(found) == 16
+
+
+@pytest.mark.parametrize("op", [op for op, row in TABLE.items() if "numba" in row["backends"]])
+def test_the_same_bits_past_the_dispatcher(op, monkeypatch):
+    arguments = [torch.from_numpy(a) for a in cases.arguments_of(op, "mixed", "float32")]
+    straight = OPS[op].run(*arguments)
+    monkeypatch.setattr(_torch, "_views", lambda arguments: None)
+    assert cases.same_bits(straight, OPS[op].run(*arguments))
 
 
 def test_compiled_code_refuses_by_name():

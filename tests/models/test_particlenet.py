@@ -250,7 +250,7 @@ def test_order_of_constituents_does_not_matter():
 
 
 def test_inference_follows_the_weights():
-    """Changed in place, put elsewhere, converted, copied: inference looks at memory, which it must look up again."""
+    """Changed in place, put elsewhere, converted, copied: inference has its own copies, which it must make again."""
     model = randomised().eval()
     x, points, mask = padded_jets((30, 17))
     inputs = ragged(x, points, mask)
@@ -274,6 +274,8 @@ def test_inference_follows_the_weights():
     other.edge_convs[1].bns[1].running_var.mul_(4)
     seen.append(check(other))
     assert torch.equal(check(model), seen[3])
+    conv.bns[2].weight.data.mul_(0.5)  # raises no version: seen from the next call of eval() on
+    seen.append(check(model.eval()))
     assert all((a - b).abs().max() > 1e-6 for a, b in pairwise(seen))
     check(model.float(), inputs._replace(x=inputs.x.float(), points=inputs.points.float()))
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import _dispatch
+from .. import _dispatch, _threads
 
 STATISTICS = ("running", "batch")
 MISSING = ("real", "ghost")
@@ -113,6 +113,32 @@ def edge_conv(
         offsets_host=offsets_host,
     )
     return out if statistics == "running" else (out, moments)
+
+
+class Inference:
+    """`edge_conv` of NumPy arrays with running statistics: weights, laid out once, must not change.
+
+    Called with x, what `knn` found for as many rows and these offsets, and `missing`, it gives the same bits.
+    """
+
+    def __init__(self, weights: list, running: list) -> None:
+        from . import numba_cpu
+
+        self.channels = weights[0].shape[1] // 2
+        _check_weights(self.channels, weights, running, "running")
+        self.width = len(weights[-1])
+        self.run = numba_cpu.infer
+        self.prepared = numba_cpu.prepare(self.channels, weights, running)
+
+    def __call__(self, x: Any, neighbours: Any, offsets: Any, missing: str, threads: int | None = None) -> Any:
+        if x.shape != (len(neighbours), self.channels):
+            raise ValueError(
+                f"edge_conv: x must have shape ({len(neighbours)}, {self.channels}), got {x.shape}; one row per "
+                "constituent"
+            )
+        out = np.empty((len(x), self.width), x.dtype)
+        self.run(x, neighbours, offsets, self.prepared, missing, out, _threads.resolve("edge_conv", threads))
+        return out
 
 
 def up(number: int, step: int) -> int:

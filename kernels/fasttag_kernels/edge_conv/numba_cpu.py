@@ -23,6 +23,15 @@ TILES, BLOCKS = (
 )  # gradients of matrices are summed per block of TILES tiles, or of more for at most BLOCKS blocks
 
 
+class Matrices(NamedTuple):
+    """Of the products, as these take them: padded with zeros."""
+
+    nodes: np.ndarray  # [W_a, W_b, W of the shortcut]^T
+    side: int  # the column of W_b
+    turned: np.ndarray  # (L - 1, C, C) W^T of layers 1, 2, ...; the first is layer 0
+    widths: np.ndarray  # of all layers
+
+
 class Graph(NamedTuple):
     """Constituents and edges of all jets, the products that do not need edges, and the matrices of those that do."""
 
@@ -66,15 +75,15 @@ class Norms(NamedTuple):
 
 def run(x, neighbours, offsets, weights, running, statistics, padded, missing, needed, out, moments, kept, *, threads):
     out[: offsets[0]] = out[offsets[-1] :] = 0
-    graph = _graph(x, neighbours, offsets, weights, missing, threads)
+    graph = _graph(x, neighbours, offsets, _matrices(x.shape[1], weights), missing, threads)
     layers = len(graph.widths)
     if statistics == "running":
-        norms, z = _norms(weights, running[::2], running[1::2], graph), _split(kept, graph)
+        norms, z = _norms(weights, running[::2], running[1::2], graph.turned), _split(kept, graph)
     else:
         z = _split(kept if len(kept) else np.empty(_size(graph), x.dtype), graph)
         means, variances, counts = _batch(graph, weights, _zeros(offsets, padded), z, threads)
         moments[0], moments[1], moments[2] = map(np.concatenate, (means, variances, counts))
-        norms = _norms(weights, means, variances, graph)
+        norms = _norms(weights, means, variances, graph.turned)
     begin = 1 if statistics == "running" else layers
     inside = out[offsets[0] : offsets[-1]]
     _through(graph, norms, begin, layers, z, threads, NO_SUMS, _added(graph, norms), inside)
@@ -83,6 +92,21 @@ def run(x, neighbours, offsets, weights, running, statistics, padded, missing, n
         z[:, graph.near.size :] = 0
         for layer, width in enumerate(graph.widths[1:]):
             z[layer, :, width:] = 0
+
+
+def prepare(channels, weights, running):
+    """For `infer`: all that a call makes of the weights alone."""
+    matrices = _matrices(channels, weights)
+    return matrices, _norms(weights, running[::2], running[1::2], matrices.turned)
+
+
+def infer(x, neighbours, offsets, prepared, missing, out, threads):
+    """`run` with running statistics and nothing kept."""
+    out[: offsets[0]] = out[offsets[-1] :] = 0
+    matrices, norms = prepared
+    graph = _graph(x, neighbours, offsets, matrices, missing, threads)
+    nothing, inside = np.empty((0, 0, 0), x.dtype), out[offsets[0] : offsets[-1]]
+    _through(graph, norms, 1, len(graph.widths), nothing, threads, NO_SUMS, _added(graph, norms), inside)
 
 
 def _through(graph, norms, begin, end, z, threads, sums, added, out):
@@ -109,9 +133,25 @@ def _zeros(offsets, padded):
     return padded * (len(offsets) - 1) - int(offsets[-1] - offsets[0]) if padded else 0
 
 
-def _graph(x, neighbours, offsets, weights, missing, threads):
+def _matrices(channels, weights):
+    layers, dtype = layers_of(channels, weights), weights[0].dtype
+    widths = [len(weights[3 * layer]) for layer in range(layers)]
+    turned = np.zeros((layers - 1, up(max(widths), COLUMNS), up(max(widths), COLUMNS)), dtype)
+    for layer in range(1, layers):
+        _turn(*inputs(weights[3 * layer]), 0, weights[3 * layer].shape[1], turned[layer - 1], 0)
+    side = up(widths[0], COLUMNS)
+    shortcut = weights[-3:-2] if len(weights) > 3 * layers else []
+    nodes = np.zeros((channels, 2 * side + sum(up(len(w), COLUMNS) for w in shortcut)), dtype)
+    _turn(*inputs(weights[0]), 0, channels, nodes, 0)
+    _turn(*inputs(weights[0]), channels, 2 * channels, nodes, side)
+    for matrix in shortcut:
+        _turn(*inputs(matrix), 0, channels, nodes, 2 * side)
+    return Matrices(nodes, side, turned, np.array(widths))
+
+
+def _graph(x, neighbours, offsets, matrices, missing, threads):
     x, neighbours, offsets = inputs(x, neighbours, offsets)
-    layers, channels = layers_of(x.shape[1], weights), x.shape[1]
+    channels, (weight, side, turned, widths) = x.shape[1], matrices
     first, last, k = offsets[0], offsets[-1], neighbours.shape[1]
     rows = int(last - first)
     near = np.empty((rows, k), np.int32)
@@ -119,34 +159,17 @@ def _graph(x, neighbours, offsets, weights, missing, threads):
     _threads.over(len(offsets) - 1, threads, loops.locate, neighbours, offsets, ghost, near)
     enough = np.zeros((up(rows + 1, ROWS), up(channels, COLUMNS)), x.dtype)
     enough[:rows, :channels] = x[first:last]
-    widths = [len(weights[3 * layer]) for layer in range(layers)]
-    turned = np.zeros((layers - 1, up(max(widths), COLUMNS), up(max(widths), COLUMNS)), x.dtype)
-    for layer in range(1, layers):
-        _turn(*inputs(weights[3 * layer]), 0, weights[3 * layer].shape[1], turned[layer - 1], 0)
-    node_weight, side = _node_weight(channels, weights)
-    nodes = np.empty((len(enough), node_weight.shape[1]), x.dtype)
-    _threads.over(-(-(rows + 1) // NODES), threads, _nodes, enough, rows + 1, channels, node_weight, side, nodes)
+    nodes = np.empty((len(enough), weight.shape[1]), x.dtype)
+    _threads.over(-(-(rows + 1) // NODES), threads, _nodes, enough, rows + 1, channels, weight, side, nodes)
     step = ROWS // math.gcd(ROWS, k)
     points = step * max(1, TILE // (step * k * turned.shape[2] * x.itemsize))
-    return Graph(enough, near, nodes, turned, np.array(widths), side, points)
+    return Graph(enough, near, nodes, turned, widths, side, points)
 
 
-def _node_weight(channels, weights):
-    """[W_a, W_b, W of the shortcut]^T, each padded, and the column of the second part."""
-    side = up(len(weights[0]), COLUMNS)
-    shortcut = weights[-3:-2] if len(weights) > 3 * layers_of(channels, weights) else []
-    found = np.zeros((channels, 2 * side + sum(up(len(w), COLUMNS) for w in shortcut)), weights[0].dtype)
-    _turn(*inputs(weights[0]), 0, channels, found, 0)
-    _turn(*inputs(weights[0]), channels, 2 * channels, found, side)
-    for matrix in shortcut:
-        _turn(*inputs(matrix), 0, channels, found, 2 * side)
-    return found, side
-
-
-def _norms(weights, means, variances, graph):
+def _norms(weights, means, variances, turned):
     """Of as many normalisations as there are means."""
-    count, channels = len(means), graph.turned.shape[2]
-    found, inverse = np.zeros((3, count, channels), graph.x.dtype), np.zeros((count, channels))
+    count, channels = len(means), turned.shape[2]
+    found, inverse = np.zeros((3, count, channels), turned.dtype), np.zeros((count, channels))
     if count:
         given = *weights[1 : 3 * count : 3], *weights[2 : 3 * count : 3], *means, *variances
         _affine(np.concatenate(given, dtype=np.float64), np.array([len(mean) for mean in means]), found, inverse)
@@ -168,7 +191,7 @@ def _batch(graph, weights, zeros, z, threads):
     means: list[np.ndarray] = []
     variances: list[np.ndarray] = []
     counts: list[np.ndarray] = []
-    norms = _norms(weights, [], [], graph)
+    norms = _norms(weights, [], [], graph.turned)
     for layer, width in enumerate(graph.widths):
         if layer:
             zero = _hidden(zero, norms, layer - 1) @ weights[3 * layer].T
@@ -177,7 +200,7 @@ def _batch(graph, weights, zeros, z, threads):
         _through(graph, norms, layer, layer + 1, z, threads, sums, nowhere, graph.x[:0])
         total = sums.sum(0) + zero_edges * np.array([zero, zero**2])
         _note(total, edges + zero_edges, means, variances, counts)
-        norms = _norms(weights, means, variances, graph)
+        norms = _norms(weights, means, variances, graph.turned)
     if len(weights) > 3 * len(graph.widths):
         products = graph.nodes[:rows, 2 * graph.side :][:, : len(weights[-3])].astype(np.float64)
         _note(np.array([products.sum(0), (products**2).sum(0)]), rows + zeros, means, variances, counts)
@@ -263,7 +286,8 @@ def backward(gradient, x, neighbours, offsets, weights, running, statistics, pad
         grad_x = np.empty(x.shape, x.dtype)
     if not needed[1]:
         grad_weights = [np.empty(weight.shape, weight.dtype) for weight in weights]
-    graph, given = _graph(x, neighbours, offsets, weights, missing, threads), statistics == "running"
+    given = statistics == "running"
+    graph = _graph(x, neighbours, offsets, _matrices(x.shape[1], weights), missing, threads)
     layers, sizes = len(graph.widths), [len(gamma) for gamma in weights[1::3]]
     if given:
         means, variances, counts = running[::2], running[1::2], [math.inf] * len(sizes)
@@ -271,7 +295,7 @@ def backward(gradient, x, neighbours, offsets, weights, running, statistics, pad
         ends = np.cumsum(sizes)
         means, variances = (np.split(row, ends[:-1]) for row in moments[:2])
         counts = list(moments[2, ends - 1])
-    norms, z = _norms(weights, means, variances, graph), _split(kept, graph)
+    norms, z = _norms(weights, means, variances, graph.turned), _split(kept, graph)
 
     top = np.empty((len(graph.near), sizes[-1]), x.dtype)
     _through(graph, norms, layers, layers, z, threads, NO_SUMS, _added(graph, norms), top)

@@ -71,14 +71,15 @@ def particle_attention(
     _dispatch.check_arrays(op, **arrays, offsets=offsets)
     _dispatch.check_floats(op, **arrays)
     _dispatch.check_offsets(op, offsets)
-    if qkv.ndim != 4 or qkv.shape[1] != 3 or qkv.shape[2] < 1 or not 1 <= qkv.shape[3] <= LARGEST_HEAD:
+    shape = qkv.shape
+    if len(shape) != 4 or shape[1] != 3 or shape[2] < 1 or not 1 <= shape[3] <= LARGEST_HEAD:
         raise ValueError(
-            f"{op}: qkv must have shape (N, 3, H, D) with D of 1 to {LARGEST_HEAD}, got {tuple(qkv.shape)}; "
+            f"{op}: qkv must have shape (N, 3, H, D) with D of 1 to {LARGEST_HEAD}, got {tuple(shape)}; "
             "reshape it to queries, keys and values of H heads"
         )
-    if bias is not None and (bias.ndim != 2 or bias.shape[0] != qkv.shape[2]):
+    if bias is not None and (bias.ndim != 2 or bias.shape[0] != shape[2]):
         raise ValueError(
-            f"{op}: bias must have shape (H, M) with H = {qkv.shape[2]}, got {tuple(bias.shape)}; one row per head"
+            f"{op}: bias must have shape (H, M) with H = {shape[2]}, got {tuple(bias.shape)}; one row per head"
         )
     numbers = _dispatch.check_dropout(op, dropout, seed, layer)
     return _dispatch.call(op, qkv, offsets, bias, *numbers, threads=threads, offsets_host=offsets_host)
@@ -88,7 +89,7 @@ def check_values(qkv: Any, offsets: Any, bias: Any, dropout: float, seed: int, l
     _dispatch.check_offset_values("particle_attention", offsets, qkv.shape[0])
     if bias is not None:
         counts = offsets[1:] - offsets[:-1]
-        pairs = int(counts @ counts)
+        pairs = int(counts.dot(counts))
         if bias.shape[1] != pairs:
             raise ValueError(
                 f"particle_attention: bias must have shape (H, M) with M = {pairs} here, the sum of n^2, "

@@ -17,9 +17,10 @@ ZERO, TOP, FOUND, AREAS = 0, 1, 1 + ROWS, 1 + 2 * ROWS  # lines of scratch; then
 
 
 def run(qkv, offsets, bias, dropout, seed, layer, needed, out, norm, *, threads):
-    for array in (out, norm):
-        array[: offsets[0]] = 0
-        array[offsets[-1] :] = 0
+    if offsets[-1] - offsets[0] < len(out):
+        for array in (out, norm):
+            array[: offsets[0]] = 0
+            array[offsets[-1] :] = 0
     given = _flat(qkv, offsets, bias)
     _threads.over(len(offsets) - 1, threads, _forward, *given, dropout, seed, layer, out.reshape(-1), norm)
 
@@ -168,7 +169,7 @@ def _sums(w, weights, values, n):
     """To FOUND, for each of ROWS queries, the sum over keys of weight times value."""
     a0 = a1 = a2 = a3 = load(w, ZERO, 0)
     for j in range(0, n, LANES):
-        for t in range(min(LANES, n - j)):
+        for t in range(LANES):
             value = load(w, values + j + t, 0)
             a0 = a0 + value * broadcast(w, weights, t)
             a1 = a1 + value * broadcast(w, weights + 1, t)
@@ -183,7 +184,7 @@ def _spread(w, weights, rows, n, to):
     """To the line of each key the sum over ROWS queries of weight times row is added."""
     r0, r1, r2, r3 = load(w, rows, 0), load(w, rows + 1, 0), load(w, rows + 2, 0), load(w, rows + 3, 0)
     for j in range(0, n, LANES):
-        for t in range(min(LANES, n - j)):
+        for t in range(LANES):
             a = load(w, to + j + t, 0) + r0 * broadcast(w, weights, t)
             a = a + r1 * broadcast(w, weights + 1, t)
             a = a + r2 * broadcast(w, weights + 2, t)
