@@ -9,7 +9,7 @@ import numpy as np
 
 from .. import _threads
 from .._numba import helper, inputs, kernel
-from .._simd import LANES, load, multiply, store, transpose
+from .._simd import LANES, load, multiply, store, transpose, turn
 from . import COLUMNS, ROWS, layers_of, loops, up
 
 EPS = 1e-5
@@ -221,14 +221,7 @@ def _hidden(z, norms, layer):
 
 @kernel
 def _turn(matrix, begin, end, turned, column):
-    """Columns begin..end of a matrix, transposed, to `turned` from a column on."""
-    for r in range(0, len(matrix), LANES):
-        whole = end - (end - begin) % LANES if r + LANES <= len(matrix) else begin
-        for c in range(begin, whole, LANES):
-            transpose(matrix, r, c, turned, c - begin, column + r)
-        for i in range(r, min(r + LANES, len(matrix))):
-            for c in range(whole, end):
-                turned[c - begin, column + i] = matrix[i, c]
+    turn(matrix, begin, end, turned, column)
 
 
 @kernel
