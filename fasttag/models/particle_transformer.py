@@ -227,7 +227,8 @@ class Embed(nn.Module):
         self.embed = nn.Sequential(*layers)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        norm, first, *rest = self.embed
+        layers: list[Any] = list(self.embed)
+        norm, first, *rest = layers
         x = dense(x, first, norm)
         for norm, layer in zip(rest[1::3], rest[2::3]):
             x = dense(x, layer, norm, activation="gelu")
