@@ -30,13 +30,11 @@ FOREIGN = ~_KEYS.raw_repr()  # what dispatches calls, but for the keys of an ord
 def call(op: str, arguments: tuple, offsets_host: np.ndarray | None, threads: int) -> Any:
     """Run an op on tensors; an input that needs a gradient which the op cannot give raises."""
     row = TABLE[op]
-    views = None if torch.compiler.is_compiling() else _views(arguments)
-    if views is not None:
-        if "saved" in row:
-            views.append([False] * len(row["gradients"]))
-        found = execute(op, backend_for(op, "torch", "cpu"), tuple(views), None, threads, np.empty)
-        found = returned(op, found) if "saved" in row else found
-        return tuple(map(torch.from_numpy, found)) if isinstance(found, tuple) else torch.from_numpy(found)
+    seen = None if torch.compiler.is_compiling() else _seen(arguments)
+    if seen is not None and not seen[1]:
+        views = [*seen[0], [False] * len(row["gradients"])] if "saved" in row else seen[0]
+        found = _tensors_of(execute(op, backend_for(op, "torch", "cpu"), tuple(views), None, threads, _memory))
+        return returned(op, found) if "saved" in row else found
     tensors = [(name, x) for name, argument in zip(row["arguments"], arguments) for x in _tensors(argument)]
     for name, tensor in tensors if forward_ad._current_level >= 0 else ():  # asking each tensor takes 1 us
         if forward_ad.unpack_dual(tensor).tangent is not None:
@@ -46,39 +44,97 @@ def call(op: str, arguments: tuple, offsets_host: np.ndarray | None, threads: in
             if tensor.requires_grad and name not in row["gradients"]:
                 able = ", ".join(row["gradients"]) or "none of its arguments"
                 raise RuntimeError(f"{op}: {name} must not require grad, it is differentiable in {able}; detach it")
-    run = getattr(torch.ops.fasttag, op)
-    last = (None if offsets_host is None else torch.from_numpy(offsets_host.copy()), threads)
-    if "saved" not in row:
-        return run(*arguments, *last)
-    wanted = {name for name, tensor in tensors if torch.is_grad_enabled() and tensor.requires_grad}
-    return returned(op, run(*arguments, [name in wanted for name in row["gradients"]], *last))
+    if "saved" in row:
+        wanted = {name for name, tensor in tensors if torch.is_grad_enabled() and tensor.requires_grad}
+        arguments = (*arguments, [name in wanted for name in row["gradients"]])
+    if seen is not None:
+        lengths = [len(x) if isinstance(x, list | tuple) else None for x in arguments]
+        found = _Recorded.apply(op, threads, lengths, *_flat(arguments))
+    else:
+        last = (None if offsets_host is None else torch.from_numpy(offsets_host.copy()), threads)
+        found = getattr(torch.ops.fasttag, op)(*arguments, *last)
+    return returned(op, found) if "saved" in row else found
 
 
-def _views(arguments: tuple | list) -> list | None:
-    """NumPy's views of tensors; None where torch's dispatcher has more to do than to call the CPU's backend.
+def _seen(arguments: tuple | list) -> tuple[list, bool] | None:
+    """NumPy's views of tensors, and whether autograd records them; None where torch's dispatcher has more to do.
 
-    That is with gradients, transforms, modes or tracing, and for tensors elsewhere or of a kind of their own. Where it
-    has not, it takes 20 us.
+    That is with transforms, modes or tracing, and for tensors elsewhere or of a kind of their own. Where it has no more
+    to do than to call autograd and the CPU's backend, it takes 20 us, and 100 with gradients.
     """
     if has_torch_function(arguments) or forward_ad._current_level >= 0:
         return None
     if torch._C._dispatch_tls_local_include_set().raw_repr() & FOREIGN:
         return None
-    recorded = torch.is_grad_enabled()
+    recorded, enabled = False, torch.is_grad_enabled()
     views: list[Any] = []
     for x in arguments:
         if isinstance(x, torch.Tensor):
-            if (recorded and x.requires_grad) or torch._C._dispatch_keys(x).raw_repr() & FOREIGN:
+            if torch._C._dispatch_keys(x).raw_repr() & FOREIGN:
                 return None
+            recorded = recorded or (enabled and x.requires_grad)
             views.append(x.numpy(force=True))
         elif isinstance(x, list):
-            several = _views(x)
+            several = _seen(x)
             if several is None:
                 return None
-            views.append(several)
+            recorded = recorded or several[1]
+            views.append(several[0])
         else:
             views.append(x)
-    return views
+    return views, recorded
+
+
+class _Recorded(torch.autograd.Function):
+    """An op and its gradient on the CPU, past the dispatcher. Lists of arguments are flat, `lengths` has theirs."""
+
+    @staticmethod
+    def forward(ctx: Any, op: str, threads: int, lengths: list, *flat: Any) -> Any:
+        views = [x.numpy(force=True) if isinstance(x, torch.Tensor) else x for x in flat]
+        backend = backend_for(op, "torch", "cpu")
+        found = _tensors_of(execute(op, backend, tuple(_listed(views, lengths)), None, threads, _memory))
+        extras = found[1:] if "saved" in TABLE[op] else ()
+        ctx.mark_non_differentiable(*extras)
+        ctx.set_materialize_grads(False)  # no zeros for the extras, which can be large
+        ctx.given = op, threads, lengths, [None if isinstance(x, torch.Tensor) else x for x in flat]
+        ctx.save_for_backward(*(x if isinstance(x, torch.Tensor) else None for x in flat), *extras)
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor, *_: None) -> tuple:
+        op, threads, lengths, rest = ctx.given
+        if gradient is None:
+            return (None,) * (3 + len(rest))
+        saved = ctx.saved_tensors
+        flat = [value if tensor is None else tensor for value, tensor in zip(rest, saved)]
+        values = [gradient, *_listed(flat, lengths), *saved[len(rest) :]]
+        seen = _seen(values)
+        if seen is None or seen[1]:  # the gradient is to be differentiated, too, or vectorised
+            found = getattr(torch.ops.fasttag, f"{op}_backward")(*values, None, threads)
+        else:
+            views, backend = seen[0], backend_for(op, "torch", "cpu")
+            found = _tensors_of(execute_backward(op, backend, views[0], tuple(views[1:]), None, threads, _memory))
+        row, places = TABLE[op], [None if length is None else [None] * length for length in lengths]
+        found = [found] if len(row["gradients"]) == 1 else found
+        for name, value in zip(row["gradients"], found):
+            places[list(row["arguments"]).index(name)] = value
+        gradients = zip(_flat(places), ctx.needs_input_grad[3:])
+        return None, None, None, *(one if need else None for one, need in gradients)
+
+
+def _flat(arguments: Any) -> list:
+    return [one for x in arguments for one in (x if isinstance(x, list | tuple) else [x])]
+
+
+def _listed(flat: list, lengths: list) -> list:
+    """What `_flat` has made flat."""
+    rest = iter(flat)
+    return [next(rest) if length is None else [next(rest) for _ in range(length)] for length in lengths]
+
+
+def _tensors_of(found: Any) -> Any:
+    """Tensors of arrays, of a tuple or lists of them as well."""
+    return torch.from_numpy(found) if isinstance(found, np.ndarray) else type(found)(map(_tensors_of, found))
 
 
 def _tensors(argument: Any) -> list[torch.Tensor]:
@@ -88,14 +144,14 @@ def _tensors(argument: Any) -> list[torch.Tensor]:
     return [argument] if isinstance(argument, torch.Tensor) else []
 
 
-def _empty(shape: tuple, *, dtype: str) -> torch.Tensor:
-    """NumPy's memory: it asks for huge pages, which fresh memory is filled five times as fast in as in torch's."""
-    return torch.from_numpy(np.empty(shape, dtype))
+def _memory(shape: tuple, *, dtype: str) -> np.ndarray:
+    """NumPy's: it asks for huge pages, which fresh memory is filled five times as fast in as in torch's."""
+    return np.empty(shape, dtype)
 
 
 def _empty_on(device: torch.device) -> Any:
     if device.type == "cpu":
-        return _empty
+        return lambda shape, *, dtype: torch.from_numpy(_memory(shape, dtype=dtype))
     return lambda shape, *, dtype: torch.empty(shape, dtype=getattr(torch, dtype), device=device)
 
 

@@ -117,12 +117,12 @@ def gradient_of_reference(gradient, p4, offsets, triangle):
 @pytest.mark.parametrize("triangle", ["full", "lower"])
 @pytest.mark.parametrize("case", ["massive", "duplicates", "zero pt", "offsets above zero"])
 def test_pairwise_gradient_is_the_reference(case, triangle, dtype, monkeypatch):
-    poison = lambda shape, dtype: torch.full(shape, torch.nan, dtype=getattr(torch, dtype))
+    poison = lambda shape, dtype: np.full(shape, np.nan, dtype)
     p4, offsets = CASES[case]()
     p4 = torch.from_numpy(p4.astype(dtype)).requires_grad_()
     found = pairwise_features(p4, torch.from_numpy(offsets), features=FEATURES, triangle=triangle)
     gradient = torch.from_numpy(np.random.default_rng(7).normal(size=found.shape).astype(dtype))
-    monkeypatch.setattr(_torch, "_empty", poison)
+    monkeypatch.setattr(_torch, "_memory", poison)
     found = torch.autograd.grad(found, p4, gradient)[0].numpy()
     expected = gradient_of_reference(gradient.double().numpy(), p4.detach().numpy(), offsets, triangle)
     # 1 / m^2 and 1 / Delta^2 of close pairs see E^2 / m^2 eps, here up to 1e7; the pt of float32 is rounded once
@@ -190,8 +190,8 @@ def test_rapidity_of_massless_particles_follows_eta():
 @pytest.mark.parametrize("reduce", REDUCTIONS)
 def test_segment_gradient(dtype, reduce, monkeypatch):
     """What each row gets of its jet's gradient; rows outside of all jets get zero, whatever was in memory."""
-    poison = lambda shape, dtype: torch.full(shape, torch.nan, dtype=getattr(torch, dtype))
-    monkeypatch.setattr(_torch, "_empty", poison)
+    poison = lambda shape, dtype: np.full(shape, np.nan, dtype)
+    monkeypatch.setattr(_torch, "_memory", poison)
     values = torch.tensor([9.0, 1, 1, 5, 3, 7, 7, 9, 9], dtype=getattr(torch, dtype))
     values = torch.stack([values, -values, values], 1).requires_grad_()
     gradient = torch.arange(9, dtype=values.dtype).reshape(3, 3) + 1
@@ -213,8 +213,8 @@ def test_gradcheck_segment_softmax():
 @every_dtype
 @pytest.mark.parametrize("case", ["mixed", "empty jets", "offsets above zero", "longer than any block"])
 def test_segment_softmax_gradient_is_the_reference(case, dtype, monkeypatch):
-    poison = lambda shape, dtype: torch.full(shape, torch.nan, dtype=getattr(torch, dtype))
-    monkeypatch.setattr(_torch, "_empty", poison)
+    poison = lambda shape, dtype: np.full(shape, np.nan, dtype)
+    monkeypatch.setattr(_torch, "_memory", poison)
     values, offsets = cases.arguments_of("segment_softmax", case, dtype)
     values[offsets[0] : offsets[0] + 2, 0] = -np.inf
     gradient = np.random.default_rng(7).normal(size=values.shape).astype(dtype)
@@ -258,9 +258,7 @@ def test_gradcheck_residual(norm, scaled, options):
 @pytest.mark.parametrize("op", [op for op, row in TABLE.items() if "saved" in row])
 def test_gradients_that_are_not_needed_take_no_memory(op, monkeypatch):
     made = []
-    monkeypatch.setattr(
-        _torch, "_empty", lambda shape, dtype: made.append(shape) or torch.from_numpy(np.empty(shape, dtype))
-    )
+    monkeypatch.setattr(_torch, "_memory", lambda shape, dtype: made.append(shape) or np.empty(shape, dtype))
     for which in range(2):
         arguments = [
             [y.detach() for y in x] if isinstance(x, list) and torch.is_tensor(x[0]) else x
@@ -281,8 +279,8 @@ def test_gradients_that_are_not_needed_take_no_memory(op, monkeypatch):
 @pytest.mark.parametrize(("n", "columns", "width"), [(0, 5, 3), (1, 1, 1), (17, 37, 40), (1100, 64, 33)])
 def test_linear_gradient_is_the_reference(n, columns, width, norm, options, dtype, monkeypatch):
     """The same bits for any number of threads: gradients of weights are summed block by block."""
-    poison = lambda shape, dtype: torch.full(shape, torch.nan, dtype=getattr(torch, dtype))
-    monkeypatch.setattr(_torch, "_empty", poison)
+    poison = lambda shape, dtype: np.full(shape, np.nan, dtype)
+    monkeypatch.setattr(_torch, "_memory", poison)
     rng = np.random.default_rng(7)
     shapes = (n, columns), (width, columns), (width,), *[(columns,)] * (2 * norm)
     x, weight, _, *affine = arrays = [(2 * rng.normal(size=shape)).astype(dtype) for shape in shapes]
@@ -314,8 +312,8 @@ def test_linear_gradient_is_the_reference(n, columns, width, norm, options, dtyp
 @pytest.mark.parametrize(("n", "columns"), [(0, 5), (1, 1), (17, 37), (1100, 64)])
 def test_residual_gradient_is_the_reference(n, columns, norm, scaled, options, dtype, monkeypatch):
     """The same bits for any number of threads: gradients of weights are summed block by block."""
-    poison = lambda shape, dtype: torch.full(shape, torch.nan, dtype=getattr(torch, dtype))
-    monkeypatch.setattr(_torch, "_empty", poison)
+    poison = lambda shape, dtype: np.full(shape, np.nan, dtype)
+    monkeypatch.setattr(_torch, "_memory", poison)
     rng = np.random.default_rng(7)
     shapes = (n, columns), (n, columns), *[(columns,)] * 3
     arrays = [(2 * rng.normal(size=shape)).astype(dtype) for shape in shapes]
@@ -618,7 +616,7 @@ def test_dispatcher_is_left_out_only_where_it_has_nothing_to_do():
     x, found = torch.ones(3, dtype=torch.float64), []
 
     def look(x, *more):
-        found.append(_torch._views([x, *more]) is not None)
+        found.append(_torch._seen([x, *more]) is not None)
         return x
 
     look(x)
@@ -627,13 +625,14 @@ def test_dispatcher_is_left_out_only_where_it_has_nothing_to_do():
     for off in (torch.no_grad, torch.inference_mode):
         with off():
             look(weight, torch.ones(3))
-    assert all(found) and len(found) == 4
+            assert not _torch._seen([x, [weight]])[1]
+    assert all(found) and len(found) == 4 and _torch._seen([x, [x, weight]])[1]
     found.clear()
 
     class Kind(torch.Tensor):
         pass
 
-    for other in (weight, x.as_subclass(Kind), torch.eye(3).to_sparse(), x.to("meta"), x._neg_view()):
+    for other in (x.as_subclass(Kind), torch.eye(3).to_sparse(), x.to("meta"), x._neg_view()):
         look(other)
         look(x, [other])
     torch.vmap(look)(torch.ones(3, 2))
@@ -644,15 +643,31 @@ def test_dispatcher_is_left_out_only_where_it_has_nothing_to_do():
     for mode in (FakeTensorMode(allow_non_fake_inputs=True), torch.device("cpu")):
         with mode:
             look(x)
-    assert not any(found) and len(found) == 16
+    assert not any(found) and len(found) == 14
 
 
 @pytest.mark.parametrize("op", [op for op, row in TABLE.items() if "numba" in row["backends"]])
 def test_the_same_bits_past_the_dispatcher(op, monkeypatch):
     arguments = [torch.from_numpy(a) for a in cases.arguments_of(op, "mixed", "float32")]
     straight = OPS[op].run(*arguments)
-    monkeypatch.setattr(_torch, "_views", lambda arguments: None)
+    monkeypatch.setattr(_torch, "_seen", lambda arguments: None)
     assert cases.same_bits(straight, OPS[op].run(*arguments))
+
+
+@pytest.mark.parametrize("op", DIFFERENTIABLE)
+def test_the_same_gradients_past_the_dispatcher(op, monkeypatch):
+    make, run = DIFFERENTIABLE[op]
+    found = []
+    for straight in (True, False):
+        x = make()
+        out = run(x)
+        nodes = [out.grad_fn]
+        for node in nodes:
+            nodes += [after for after, _ in node.next_functions if after is not None]
+        assert any(node.name() == "_RecordedBackward" for node in nodes) == straight
+        found.append(torch.autograd.grad(out, x, torch.ones_like(out))[0])
+        monkeypatch.setattr(_torch, "_seen", lambda arguments: None)
+    assert torch.equal(*found)
 
 
 def test_compiled_code_refuses_by_name():

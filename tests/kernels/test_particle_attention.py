@@ -63,8 +63,8 @@ def test_equals_padded(head_dim, biased):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_gradients_are_the_reference(dtype, monkeypatch):
     """Every element is written, whatever was in memory, the same with any number of threads; dropout included."""
-    poison = lambda shape, dtype: torch.full(shape, torch.nan, dtype=getattr(torch, dtype))
-    monkeypatch.setattr(_torch, "_empty", poison)
+    poison = lambda shape, dtype: np.full(shape, np.nan, dtype)
+    monkeypatch.setattr(_torch, "_memory", poison)
     qkv, offsets, bias = problem(COUNTS, heads=3, dtype=dtype)
     settings = {"dropout": 0.3, "seed": (7 << 40) + 5, "layer": 3}
     gradient = torch.from_numpy(np.random.default_rng(3).normal(size=qkv[:, 0].shape)).to(dtype)
