@@ -83,7 +83,7 @@ def test_attention(compare, problem, jets, backward):
 
 
 def test_given_memory(compare):
-    """The kernel without checks, torch's dispatcher and the memory of the result."""
+    """The kernel without checks and the memory of the result."""
     p = Problem(np.zeros((4, ALONE), np.float32), np.array([0, ALONE]))
     qkv, offsets, bias, _ = (x.numpy() for x in arguments(p.offsets))
     out, lse = np.empty_like(qkv[:, 0]), np.empty((0, HEADS), np.float32)
