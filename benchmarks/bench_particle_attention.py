@@ -102,3 +102,28 @@ def test_given_memory(compare):
         flops=HEADS * ALONE**2 * 2 * 2 * CHANNELS,
         target=TARGET,
     )
+
+
+def test_of_arrays(compare):
+    """One jet in NumPy's arrays, beside SDPA of tensors."""
+    p = Problem(np.zeros((4, ALONE), np.float32), np.array([0, ALONE]))
+    tensors = arguments(p.offsets)
+    (q, k, v), mask, _, _ = dense(p.offsets, tensors[0], *tensors[2:])
+    qkv, offsets, bias, _ = (x.numpy() for x in tensors)
+    expected = reference.particle_attention(qkv, offsets, bias)
+    run = lambda: particle_attention(qkv, offsets, bias=bias)
+    check("particle_attention", run(), expected, reference.rounding_scale(qkv, offsets, bias))
+    torchs = lambda: scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    assert (torchs()[0].transpose(0, 1) - torch.from_numpy(run())).abs().max() < 1e-5, "not the peer's: not timed"
+    with torch_threads(1):
+        compare(
+            "particle_attention",
+            "one jet of 48",
+            "value, of NumPy arrays",
+            p,
+            run,
+            {"torch SDPA, dense mask": local(torchs, p)},
+            bytes=4 * HEADS * (4 * CHANNELS * ALONE + ALONE**2),
+            flops=HEADS * ALONE**2 * 2 * 2 * CHANNELS,
+            target=TARGET,
+        )
