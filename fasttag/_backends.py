@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
 from fasttag_kernels import TABLE
+from fasttag_kernels.particlenet_encoder import pack
 
 STATUS = {"numba": "cpu", "cuda": "compiled and emulated, not yet run on a GPU"}
 
@@ -34,6 +36,7 @@ def warmup(ops: Iterable[str] | None = None) -> None:
         many = np.ones(300, dtype)  # more than distance_correlation takes pair by pair
         four = one.repeat(4)
         layers = [four[None], one, one, one, one[None], one, one, one]
+        edges = [one[None].repeat(2, 1), one, one, one[None], one, one], [one] * 4
         arguments: dict[str, tuple] = {
             "kinematics": (np.ones((4, 1), dtype),),
             "segment": (one, offsets),
@@ -49,16 +52,14 @@ def warmup(ops: Iterable[str] | None = None) -> None:
             "residual": (one[None], one[None]),
             "pair_bias": (np.ones((4, 1), dtype), offsets, [four, four, *layers], [four, four, one, one, one, one]),
             "particle_attention": (np.ones((1, 3, 1, 1), dtype), offsets),
-            "edge_conv": (
-                one[None],
-                np.full((1, 1), -1, np.int32),
-                offsets,
-                [one[None].repeat(2, 1), one, one, one[None], one, one],
-                [one] * 4,
-            ),
+            "edge_conv": (one[None], np.full((1, 1), -1, np.int32), offsets, *edges),
             "particle_encoder": (one[None], offsets, one[None], one.repeat(42)),
+            "particlenet_encoder": (one[None], np.ones((1, 2), dtype), offsets, pack([one] * 3, [edges])),
         }
-        options = {"particle_encoder": {"embed_dims": (8,), "heads": 1, "layers": 0, "cls_layers": 0}}
+        options: dict[str, dict[str, Any]] = {
+            "particle_encoder": {"embed_dims": (8,), "heads": 1, "layers": 0, "cls_layers": 0},
+            "particlenet_encoder": {"convs": [(1, (1, 1))]},
+        }
         for name in names:
             getattr(functions, name)(*arguments[name], **options.get(name, {}))
         if "segment" in names:

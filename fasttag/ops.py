@@ -18,6 +18,7 @@ from fasttag_kernels.pairwise_features import count_pairs
 from fasttag_kernels.pairwise_features import pairwise_features as _pairwise_features
 from fasttag_kernels.particle_attention import particle_attention
 from fasttag_kernels.particle_encoder import particle_encoder
+from fasttag_kernels.particlenet_encoder import particlenet_encoder
 from fasttag_kernels.pixelate import pixelate as _pixelate
 from fasttag_kernels.residual import residual
 from fasttag_kernels.segment import segment
@@ -42,6 +43,7 @@ __all__ = [
     "pairwise_features",
     "particle_attention",
     "particle_encoder",
+    "particlenet_encoder",
     "pixelate",
     "residual",
     "segment",

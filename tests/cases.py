@@ -32,6 +32,8 @@ from fasttag_kernels.particle_attention import particle_attention
 from fasttag_kernels.particle_attention import reference as particle_attention_reference
 from fasttag_kernels.particle_encoder import length_of, particle_encoder
 from fasttag_kernels.particle_encoder import reference as particle_encoder_reference
+from fasttag_kernels.particlenet_encoder import pack, particlenet_encoder
+from fasttag_kernels.particlenet_encoder import reference as particlenet_encoder_reference
 from fasttag_kernels.pixelate import CHANNELS, pixelate
 from fasttag_kernels.pixelate import reference as pixelate_reference
 from fasttag_kernels.residual import reference as residual_reference
@@ -420,6 +422,32 @@ def _encoded(p4: np.ndarray, offsets: np.ndarray) -> tuple:
     return x, offsets, bias, encoder_weights(5, ENCODER, p4.dtype)
 
 
+# with a shortcut, and without one
+PARTICLENET: dict[str, Any] = {"convs": [(4, (6, 7)), (3, (9, 8, 7))], "missing": "ghost"}
+
+
+def particlenet_lists(columns: int, convs: Any, dtype: Any = np.float64, seed: int = 4) -> tuple:
+    """What `pack` takes, of order one."""
+    rng = np.random.default_rng(seed)
+    norm = rng.normal(size=columns), rng.uniform(0.5, 1.5, columns), rng.normal(size=columns)
+    lists = []
+    for i, (_, widths) in enumerate(convs):
+        arrays = edge_conv_weights(columns, widths, dtype, seed + i)
+        many = 3 * (len(widths) + (columns != widths[-1]))
+        lists.append((arrays[:many], arrays[many:]))
+        columns = widths[-1]
+    return [array.astype(dtype) for array in norm], lists
+
+
+def _network_on_points(p4: np.ndarray, offsets: np.ndarray) -> tuple:
+    """Five columns, NaN where p4 is not finite: inf - inf depends on who subtracts first."""
+    p4, offsets = _short_jets(p4, offsets)
+    rng = np.random.default_rng(13)
+    x, points = rng.normal(size=(p4.shape[1], 5)).astype(p4.dtype), rng.normal(size=(p4.shape[1], 2)).astype(p4.dtype)
+    x[~np.isfinite(p4).all(0), 3] = np.nan
+    return x, points, offsets, pack(*particlenet_lists(5, PARTICLENET["convs"], p4.dtype))
+
+
 OPS: dict[str, Op] = {
     "kinematics": Op(
         lambda p4, offsets: (p4,), kinematics, kinematics_reference.kinematics, _kinematics_scale, ragged=False
@@ -505,6 +533,13 @@ OPS: dict[str, Op] = {
         lambda *arrays: particle_encoder_reference.particle_encoder(*arrays, **ENCODER),
         lambda *arrays: particle_encoder_reference.rounding_scale(*arrays, **ENCODER),
         pairs_at=2,
+    ),
+    "particlenet_encoder": Op(
+        _network_on_points,
+        lambda *arrays, **options: particlenet_encoder(*arrays, **PARTICLENET, **options),
+        lambda *arrays: particlenet_encoder_reference.particlenet_encoder(*arrays, **PARTICLENET),
+        lambda *arrays: particlenet_encoder_reference.rounding_scale(*arrays, **PARTICLENET),
+        offsets_at=2,
     ),
 }
 

@@ -240,8 +240,9 @@ class ParticleNet(particlenet.ParticleNet):
         output = super().forward(packed(x, points[:, :, :length].mT[real], x.T, real))
         return output.softmax(1) if self.softmax else output
 
-    def _normalised(self, inputs: Inputs) -> torch.Tensor:
-        return inputs.x
+    @property
+    def _norm(self) -> None:
+        """`forward` has normalised."""
 
 
 def only(network: str, values: Mapping[str, tuple[Any, ...]], given: Mapping[str, Any]) -> None:

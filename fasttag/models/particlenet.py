@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from torch.nn.functional import relu
 
-from fasttag_kernels.edge_conv import Inference
+from fasttag_kernels.particlenet_encoder import pack
 
 from ..features import Inputs
-from ..ops import edge_conv, knn, segment
+from ..ops import edge_conv, knn, particlenet_encoder, segment
 from ._tagger import (
     COLUMNS,
     BatchStatistics,
@@ -27,7 +27,7 @@ from ._tagger import (
     update_running,
 )
 
-# Constituents per block in inference: the widest products per constituent, 1024 x 768 floats, are 3 MB
+# Constituents per block of inference step by step: the widest products per constituent, 1024 x 768 floats, are 3 MB
 BLOCK = 1024
 
 
@@ -43,20 +43,10 @@ class EdgeConv(nn.Module):
         if columns != widths[-1]:
             self.sc = nn.Conv1d(columns, widths[-1], 1, bias=False)
             self.sc_bn = nn.BatchNorm1d(widths[-1])
-        self._prepared: Any = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        """A copy prepares its own weights."""
-        return {**self.__dict__, "_prepared": None}
-
-    def train(self, mode: bool = True) -> EdgeConv:
-        """As of every module; the weights of inference are prepared anew."""
-        self._prepared = None
-        return super().train(mode)
 
     def forward(self, x: Any, neighbours: Any, padded: int, **options: Any) -> Any:
         """(N, columns) -> (N, widths[-1]) of tensors; in training, of any norm, running statistics move on."""
-        weights, running = self._tensors()
+        weights, running = self.tensors()
         batch = self.training and any(norm.training for _, norm in self._layers)
         found = edge_conv(
             x,
@@ -74,23 +64,6 @@ class EdgeConv(nn.Module):
                 update_running([norm], one[:2], int(one[2, 0]))
         return found
 
-    def infer(self, x: np.ndarray, neighbours: np.ndarray, offsets: np.ndarray, missing: str) -> np.ndarray:
-        """The same in evaluation, of arrays. Weights are prepared anew where one is a new one or has changed.
-
-        Seen are new memory and what raises the version counter of a tensor: all but writing by `.data` or NumPy, after
-        which `eval()` prepares them.
-        """
-        tensors = [t for group in self._groups for t in group.values() if t is not None]  # convolutions have no bias
-        try:
-            key = [(tensor.data_ptr(), tensor._version) for tensor in tensors]
-        except RuntimeError:  # tensors made in inference mode count no versions
-            key = []
-        if self._prepared is None or not key or key != self._prepared[0]:
-            arrays = [[t.numpy(force=True) for t in some] for some in self._tensors()]
-            # the arrays, too: no other tensor can come to lie where these do
-            self._prepared = key, Inference(*arrays), arrays
-        return self._prepared[1](x, neighbours, offsets, missing)
-
     @property
     def _layers(self) -> list[Any]:
         """Product and normalisation of each layer, and of the shortcut; by attributes it would take 10 us."""
@@ -98,15 +71,15 @@ class EdgeConv(nn.Module):
         convs, bns, *shortcut = parts
         return [*zip(convs._modules.values(), bns._modules.values()), *([shortcut] if shortcut else [])]
 
-    def _tensors(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    def tensors(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Weights and running statistics as `edge_conv` takes them."""
         weights, running = [], []
         for conv, norm in self._layers:
             weights += [conv.weight.flatten(1), norm.weight, norm.bias]
             running += [norm.running_mean, norm.running_var]
         return weights, running
 
-    @property
-    def _groups(self) -> list[Any]:
+    def groups(self) -> list[Any]:
         """Where the tensors are kept."""
         return [group for conv, norm in self._layers for group in (conv._parameters, norm._parameters, norm._buffers)]
 
@@ -171,63 +144,90 @@ class ParticleNet(Tagger):
             width = min(max(total // 128 * 128, 128), 1024)
             self.fusion_block = nn.Sequential(nn.Conv1d(total, width, 1, bias=False), nn.BatchNorm1d(width), nn.ReLU())
         self.fc = head(width, fc_params, len(classes))
+        self.convs = [(k, tuple(widths)) for k, widths in conv_params]
+        self.fits = not use_fusion and 1 not in columns[1:-1]
+        self._packed: Any = None
 
     def forward(self, inputs: Inputs, neighbours: Sequence[torch.Tensor] | None = None) -> torch.Tensor:
-        whole = self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or inputs.x.is_cuda
-        if whole or neighbours is not None:
-            return self.fc(self._pooled(inputs, neighbours, inputs.max_n))
-        parts = [self._pooled(part, None, inputs.max_n, True) for part, _ in blocks_of_jets(inputs, BLOCK)]
-        return self.fc(torch.cat(parts))
+        traced = torch.is_grad_enabled() or torch.compiler.is_compiling()
+        whole = self.training or traced or inputs.x.is_cuda or neighbours is not None
+        if not whole and self.fits:
+            return self.fc(self._inference(inputs))
+        parts = [inputs] if whole else [part for part, _ in blocks_of_jets(inputs, BLOCK)]
+        return self.fc(torch.cat([self._pooled(part, neighbours, inputs.max_n) for part in parts]))
 
-    def _pooled(
-        self, inputs: Inputs, neighbours: Sequence[torch.Tensor] | None, longest: int, views: bool = False
-    ) -> torch.Tensor:
-        """Mean over the constituents of each jet, (J, width).
+    def _inference(self, inputs: Inputs) -> torch.Tensor:
+        """What `_pooled` gives, without all that a gradient needs."""
+        arrays = inputs.x.numpy(force=True), inputs.points.numpy(force=True), inputs.offsets_host, self._weights()
+        reduce = "mean" if self.use_counts else "sum"
+        found = particlenet_encoder(*arrays, convs=self.convs, missing=self.missing, reduce=reduce)
+        return self._divided(torch.from_numpy(found), inputs.max_n)
 
-        views : convolve through NumPy's views of the tensors: torch's dispatcher would take 0.3 ms.
+    def _weights(self) -> np.ndarray:
+        """As `particlenet_encoder` takes them, packed anew where a tensor is a new one or has changed.
+
+        Seen are new memory and what raises the version counter of a tensor: all but writing by `.data` or NumPy, after
+        which `eval()` packs them.
         """
-        x, jets = self._normalised(inputs), len(inputs.offsets_host) - 1
-        if views:
-            arrays = x.numpy(force=True), inputs.points.numpy(force=True)
-            found = list(map(torch.from_numpy, self._convolved(*arrays, inputs.offsets_host, None, None)))
-        else:
-            found = self._convolved(x, inputs.points, inputs.offsets, inputs.offsets_host, neighbours)
-        x = found[-1]
+        convs: Any = self.edge_convs._modules.values()
+        norm = self._norm
+        groups = [] if norm is None else [norm._parameters, norm._buffers]
+        groups += [group for conv in convs for group in conv.groups()]
+        tensors = [tensor for group in groups for tensor in group.values() if tensor is not None]
+        try:
+            key = [(tensor.data_ptr(), tensor._version) for tensor in tensors]
+        except RuntimeError:  # tensors made in inference mode count no versions
+            key = []
+        if self._packed is None or not key or key != self._packed[0]:
+            lists = [tuple([t.numpy(force=True) for t in some] for some in conv.tensors()) for conv in convs]
+            first = lists[0][0][0]
+            fts = np.outer([0, 1, 0], np.ones(first.shape[1] // 2)).astype(first.dtype)
+            if norm is not None:  # in the dtype, as `batch_norm` does it
+                fts[0], fts[2] = norm.running_mean.numpy(force=True), norm.bias.numpy(force=True)
+                fts[1] = (norm.weight / (norm.running_var + norm.eps).sqrt()).numpy(force=True)
+            # with the tensors' memory: no other one can come to lie where these do
+            self._packed = key, pack(fts, lists), [tensor.detach() for tensor in tensors]
+        return self._packed[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy packs its own weights."""
+        return {**self.__dict__, "_packed": None}
+
+    def train(self, mode: bool = True) -> ParticleNet:
+        """As of every module; the weights of inference are packed anew."""
+        self._packed = None
+        return super().train(mode)
+
+    def _pooled(self, inputs: Inputs, neighbours: Sequence[torch.Tensor] | None, longest: int) -> torch.Tensor:
+        """Mean over the constituents of each jet, (J, width)."""
+        x, points = self._normalised(inputs), inputs.points
+        at = {"offsets": inputs.offsets, "offsets_host": inputs.offsets_host}
+        found = []
+        convs: Any = self.edge_convs
+        for i, conv in enumerate(convs):
+            near = knn(points.detach(), conv.k, **at) if neighbours is None else neighbours[i]
+            x = points = conv(x, near, **at, padded=self._padded, missing=self.missing)
+            found.append(x)
         if hasattr(self, "fusion_block"):
             layers: list[Any] = list(self.fusion_block)
             conv, norm = layers[:2]
             x = torch.cat(found, 1) @ conv.weight[:, :, 0].T
-            x = relu(batch_norm(norm, x, jets, self.bn_stats, not self.training))
-        reduce = "mean" if self.use_counts else "sum"
-        if views:
-            pooled: torch.Tensor = torch.from_numpy(segment(x.numpy(), offsets=inputs.offsets_host, reduce=reduce))
-        else:
-            pooled = segment(x, offsets=inputs.offsets, reduce=reduce, offsets_host=inputs.offsets_host)
-        return pooled if self.use_counts else pooled / max(self._padded or longest, 1)
+            x = relu(batch_norm(norm, x, len(inputs.offsets_host) - 1, self.bn_stats, not self.training))
+        return self._divided(segment(x, **at, reduce="mean" if self.use_counts else "sum"), longest)
 
-    def _convolved(
-        self, x: Any, points: Any, offsets: Any, offsets_host: Any, neighbours: Sequence[torch.Tensor] | None
-    ) -> list[Any]:
-        """What each edge convolution gives, in the library of x, points and offsets."""
-        found, at = [], {"offsets": offsets, "offsets_host": offsets_host}
-        convs: Any = self.edge_convs
-        for i, conv in enumerate(convs):
-            if isinstance(points, torch.Tensor):
-                points = points.detach()
-            near = knn(points, conv.k, **at) if neighbours is None else neighbours[i]
-            if isinstance(x, np.ndarray):
-                x = conv.infer(x, near, offsets, self.missing)
-            else:
-                x = conv(x, near, **at, padded=self._padded, missing=self.missing)
-            points = x
-            found.append(x)
-        return found
+    def _divided(self, pooled: torch.Tensor, longest: int) -> torch.Tensor:
+        return pooled if self.use_counts else pooled / max(self._padded or longest, 1)
 
     def _normalised(self, inputs: Inputs) -> torch.Tensor:
         """The features after batch normalisation."""
-        if not hasattr(self, "bn_fts"):
+        if self._norm is None:
             return inputs.x
-        return batch_norm(self.bn_fts, inputs.x, len(inputs.offsets_host) - 1, self.bn_stats, not self.training)
+        return batch_norm(self._norm, inputs.x, len(inputs.offsets_host) - 1, self.bn_stats, not self.training)
+
+    @property
+    def _norm(self) -> Any:
+        """Batch normalisation of the features, if there is one."""
+        return self._modules.get("bn_fts")
 
     @property
     def _padded(self) -> int:

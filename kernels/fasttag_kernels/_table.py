@@ -239,4 +239,20 @@ TABLE: dict[str, dict[str, Any]] = {
         "gradients": (),
         "paper": "Particle Transformer, arXiv:2202.03772, section 4",
     },
+    "particlenet_encoder": {
+        "backends": {"numba": "particlenet_encoder.numba_cpu:run"},
+        "backward": {},
+        "arguments": {
+            "x": "Tensor",
+            "points": "Tensor",
+            "offsets": "Tensor",
+            "weights": "Tensor",
+            "convs": "int[]",
+            "missing": "str",
+            "reduce": "str",
+        },
+        "returns": "Tensor",
+        "gradients": (),
+        "paper": "ParticleNet, arXiv:1902.08570, section 3",
+    },
 }

@@ -29,6 +29,7 @@ from fasttag_kernels.pairwise_features import FEATURES, pairwise_features
 from fasttag_kernels.pairwise_features import reference as pairwise_reference
 from fasttag_kernels.particle_attention import particle_attention
 from fasttag_kernels.particle_encoder import particle_encoder
+from fasttag_kernels.particlenet_encoder import pack, particlenet_encoder
 from fasttag_kernels.pixelate import pixelate
 from fasttag_kernels.residual import reference as residual_reference
 from fasttag_kernels.residual import residual
@@ -375,7 +376,13 @@ def edge_arguments(x, weights=EDGE_WEIGHTS[:9]):
     return x, knn(x.detach(), 2, offsets=OFFSETS), OFFSETS, weights, EDGE_WEIGHTS[9:]
 
 
+NETWORK_WEIGHTS = torch.from_numpy(pack(*cases.particlenet_lists(3, cases.PARTICLENET["convs"])))
 ENCODER_WEIGHTS = torch.from_numpy(cases.encoder_weights(3, cases.ENCODER))
+
+
+def on_points(x):
+    """Features, points and offsets."""
+    return x, x.detach()[:, 1:], OFFSETS
 
 
 def arguments_of(op):
@@ -432,6 +439,10 @@ def arguments_of(op):
             (p4.detach().T[:, :3], OFFSETS, pairs(20), ENCODER_WEIGHTS, [16, 8], 2, 2, 2),
             (p4.detach().T[:, :3], OFFSETS, pairs(20), ENCODER_WEIGHTS, [16, 8], 2, 3, 1),
         ],
+        "particlenet_encoder": [
+            (*on_points(rows().detach()), NETWORK_WEIGHTS, [4, 2, 6, 7, 3, 3, 9, 8, 7], missing, reduce)
+            for missing, reduce in (("real", "mean"), ("ghost", "sum"))
+        ],
     }[op]
 
 
@@ -457,6 +468,7 @@ NOT_DIFFERENTIABLE = {
     "pair_grid": ("first", lambda x: pair_grid(x[:7, :, None, None].transpose(0, 1), seven(massive()))),
     "standardize": ("values", lambda x: standardize(x.T, OFFSETS, 5)),
     "particle_encoder": ("x", lambda x: particle_encoder(x, OFFSETS, pairs(20), ENCODER_WEIGHTS, **cases.ENCODER)),
+    "particlenet_encoder": ("x", lambda x: particlenet_encoder(*on_points(x), NETWORK_WEIGHTS, **cases.PARTICLENET)),
 }
 
 
@@ -583,6 +595,9 @@ COMPILED = {
         particle_encoder(
             p4.detach().T[:, :3], OFFSETS, p4.detach()[:2, :4].repeat(1, 5), ENCODER_WEIGHTS, **cases.ENCODER
         ),
+    ),
+    "particlenet_encoder": lambda p4, weights: (
+        particlenet_encoder(*on_points(p4.detach().T[:, :3]), NETWORK_WEIGHTS, **cases.PARTICLENET),
     ),
     "tagger": lambda p4, weights: (tagger(p4, weights),),
 }

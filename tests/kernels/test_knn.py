@@ -17,7 +17,7 @@ import emulation
 import fasttag
 from children import python
 from fasttag_kernels.kinematics import kinematics
-from fasttag_kernels.knn import knn, network, reference
+from fasttag_kernels.knn import knn, network, numba_cpu, reference
 
 every_dtype = pytest.mark.parametrize("dtype", ["float32", "float64"])
 COUNTS = [0, 1, 2, 7, 8, 9, 15, 16, 17, 18, 0, 31, 32, 33, 34, 65]
@@ -253,6 +253,16 @@ def test_networks_sort(n):
             rows[:, i], rows[:, j] = np.minimum(rows[:, i], rows[:, j]), np.maximum(rows[:, i], rows[:, j])
         assert (np.diff(rows, axis=1) >= 0).all()
     assert [len(network.batcher(n)) for n in (8, 16, 32)] == [19, 63, 191]
+
+
+def test_networks_do_not_take_each_others_place():
+    """Of several widths, compiled in one process for arrays of two kinds: read-only ones, then others."""
+    x, offsets = points(20, 3), offsets_of([1, 19])
+    expected = [knn(x, k, offsets=offsets) for k in numba_cpu.WIDTHS]
+    for k, one in zip(numba_cpu.WIDTHS, expected):
+        found = np.empty_like(one)
+        numba_cpu._kernel(k, 2)(0, 2, x, offsets, np.inf, found)
+        assert np.array_equal(found, one) and np.array_equal(one, reference.knn(x, k, offsets=offsets))
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import _dispatch, _threads
+from .. import _dispatch
 
 STATISTICS = ("running", "batch")
 MISSING = ("real", "ghost")
@@ -98,7 +98,7 @@ def edge_conv(
     _dispatch.check_integer("edge_conv", "padded", padded, 0, "0 counts what is there")
     if padded and statistics == "running":
         raise ValueError(f"edge_conv: padded must be 0 with running statistics, got {padded}; leave it out")
-    _check_weights(x.shape[1], weights, running, statistics)
+    check_weights(x.shape[1], weights, running, statistics)
     out, moments = _dispatch.call(
         "edge_conv",
         x,
@@ -115,32 +115,6 @@ def edge_conv(
     return out if statistics == "running" else (out, moments)
 
 
-class Inference:
-    """`edge_conv` of NumPy arrays with running statistics: weights, laid out once, must not change.
-
-    Called with x, what `knn` found for as many rows and these offsets, and `missing`, it gives the same bits.
-    """
-
-    def __init__(self, weights: list, running: list) -> None:
-        from . import numba_cpu
-
-        self.channels = weights[0].shape[1] // 2
-        _check_weights(self.channels, weights, running, "running")
-        self.width = len(weights[-1])
-        self.run = numba_cpu.infer
-        self.prepared = numba_cpu.prepare(self.channels, weights, running)
-
-    def __call__(self, x: Any, neighbours: Any, offsets: Any, missing: str, threads: int | None = None) -> Any:
-        if x.shape != (len(neighbours), self.channels):
-            raise ValueError(
-                f"edge_conv: x must have shape ({len(neighbours)}, {self.channels}), got {x.shape}; one row per "
-                "constituent"
-            )
-        out = np.empty((len(x), self.width), x.dtype)
-        self.run(x, neighbours, offsets, self.prepared, missing, out, _threads.resolve("edge_conv", threads))
-        return out
-
-
 def up(number: int, step: int) -> int:
     """The next multiple of a step."""
     return -(-number // step) * step
@@ -151,7 +125,8 @@ def layers_of(channels: int, weights: list) -> int:
     return len(weights) // 3 - (weights[-3].shape[0] != channels)
 
 
-def _check_weights(channels: int, weights: list, running: list, statistics: str) -> None:
+def check_weights(channels: int, weights: list, running: list, statistics: str) -> None:
+    """That they are what the docstring says."""
     if len(weights) % 3 or len(weights) < 6 or layers_of(channels, weights) < 2:
         raise ValueError(
             f"edge_conv: weights must be three per layer, of two layers or more, and three of the shortcut unless its "

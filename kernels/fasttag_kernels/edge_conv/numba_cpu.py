@@ -95,22 +95,14 @@ def run(x, neighbours, offsets, weights, running, statistics, padded, missing, n
 
 
 def prepare(channels, weights, running):
-    """For `infer`: all that a call makes of the weights alone."""
+    """Matrices and, with running statistics, normalisations: all that a call makes of the weights alone."""
     matrices = _matrices(channels, weights)
     return matrices, _norms(weights, running[::2], running[1::2], matrices.turned)
 
 
-def infer(x, neighbours, offsets, prepared, missing, out, threads):
-    """`run` with running statistics and nothing kept."""
-    out[: offsets[0]] = out[offsets[-1] :] = 0
-    matrices, norms = prepared
-    graph = _graph(x, neighbours, offsets, matrices, missing, threads)
-    nothing, inside = np.empty((0, 0, 0), x.dtype), out[offsets[0] : offsets[-1]]
-    _through(graph, norms, 1, len(graph.widths), nothing, threads, NO_SUMS, _added(graph, norms), inside)
-
-
 def _through(graph, norms, begin, end, z, threads, sums, added, out):
-    _threads.over(_tiles(graph), threads, _layers, graph, norms, begin, end, z, sums, *added, out)
+    norms = norms.scale, norms.shift
+    _threads.over(_tiles(graph), threads, through_layers, graph, *norms, begin, end, z, sums, *added, out)
 
 
 def _tiles(graph):
@@ -160,10 +152,14 @@ def _graph(x, neighbours, offsets, matrices, missing, threads):
     enough = np.zeros((up(rows + 1, ROWS), up(channels, COLUMNS)), x.dtype)
     enough[:rows, :channels] = x[first:last]
     nodes = np.empty((len(enough), weight.shape[1]), x.dtype)
-    _threads.over(-(-(rows + 1) // NODES), threads, _nodes, enough, rows + 1, channels, weight, side, nodes)
+    _threads.over(-(-(rows + 1) // NODES), threads, make_nodes, enough, rows + 1, channels, weight, side, nodes)
+    return Graph(enough, near, nodes, turned, widths, side, points_of_tile(k, turned.shape[2], x.itemsize))
+
+
+def points_of_tile(k, channels, itemsize):
+    """So many that a tile has whole blocks of ROWS edges."""
     step = ROWS // math.gcd(ROWS, k)
-    points = step * max(1, TILE // (step * k * turned.shape[2] * x.itemsize))
-    return Graph(enough, near, nodes, turned, widths, side, points)
+    return step * max(1, TILE // (step * k * channels * itemsize))
 
 
 def _norms(weights, means, variances, turned):
@@ -238,7 +234,7 @@ def _affine(given, sizes, found, inverse):
 
 
 @kernel
-def _nodes(first, last, x, count, channels, weight, side, nodes):
+def make_nodes(first, last, x, count, channels, weight, side, nodes):
     zeros = np.zeros(NODES, x.dtype)
     for a in range(first * NODES, last * NODES, NODES):
         rows = min(NODES, count - a)
@@ -249,11 +245,11 @@ def _nodes(first, last, x, count, channels, weight, side, nodes):
 
 
 @kernel
-def _layers(first, last, graph, norms, begin, end, kept, sums, added, column, scale, shift, out):
+def through_layers(first, last, graph, scales, shifts, begin, end, kept, sums, added, column, scale, shift, out):
     """Tiles through layers begin..end: z is kept, the last summed, or on to the result, where there is room for it."""
     k, channels = graph.near.shape[1], graph.turned.shape[2]
-    room = np.empty((2, graph.points * k, channels), graph.x.dtype)
-    zeros = np.zeros(graph.points * k, graph.x.dtype)
+    room = np.empty((2, graph.points * k, channels), graph.nodes.dtype)
+    zeros = np.zeros(graph.points * k, graph.nodes.dtype)
     h = room[1]
     for t in range(first, last):
         a, b = t * graph.points, min((t + 1) * graph.points, len(graph.near))
@@ -263,14 +259,13 @@ def _layers(first, last, graph, norms, begin, end, kept, sums, added, column, sc
             loops.edges(a, b, graph.nodes, graph.side, graph.near, graph.widths[0], z)
         for layer in range(max(begin, 1), end):
             below, width = graph.widths[layer - 1], graph.widths[layer]
-            loops.activate(rows, below, z, norms.scale[layer - 1], norms.shift[layer - 1], h)
+            loops.activate(rows, below, z, scales[layer - 1], shifts[layer - 1], h)
             z = kept[layer - 1, a * k :] if len(kept) > 0 else room[0]
             multiply(h, graph.turned[layer - 1], zeros, z, rows, width, below)
         if len(sums) > 0:
             loops.moments(a, b, z, graph.near, sums[t])
         if len(out) > 0:
-            last_scale, last_shift = norms.scale[end - 1], norms.shift[end - 1]
-            loops.pool(a, b, z, graph.near, last_scale, last_shift, added, column, scale, shift, out)
+            loops.pool(a, b, z, graph.near, scales[end - 1], shifts[end - 1], added, column, scale, shift, out)
 
 
 def backward(gradient, x, neighbours, offsets, weights, running, statistics, padded, missing, needed, moments, kept,

@@ -61,6 +61,7 @@ def _sorted(builder, rows, pairs):
 def _stage(merging):
     @intrinsic(prefer_literal=True)
     def stage(typing, keys, row, lane, width, parts):
+        literals = width, parts  # in the signature: Numba keeps one `generate` for each
         width, parts = width.literal_value, parts.literal_value
 
         def generate(context, builder, signature, arguments):
@@ -87,7 +88,7 @@ def _stage(merging):
                         builder.store(value, target, align=8)
             return context.get_dummy_value()
 
-        return types.void(keys, types.uint64, types.uint64, types.int64, types.int64), generate
+        return types.void(keys, types.uint64, types.uint64, *literals), generate
 
     return stage
 

@@ -7,6 +7,8 @@ writes the result.
 import functools
 
 import numpy as np
+from numba import types
+from numba.extending import overload
 
 from .. import _threads
 from .._numba import exact, inputs
@@ -29,6 +31,25 @@ def run(x, k, offsets, periodic, out, *, threads):
     turn = x.dtype.type(np.inf if periodic is None else 2 * np.pi)
     kernel = _kernel(width, 1 if x.dtype == np.float32 else 2)
     _threads.over(len(offsets) - 1, threads, kernel, *inputs(x, offsets), turn, out)
+
+
+def nearest(first, last, x, offsets, turn, out):
+    """For other kernels: what `run` shares out. At least two columns; turn : 2 pi or infinite, in the dtype of x."""
+
+
+@overload(nearest)
+def _(first, last, x, offsets, turn, out):
+    few, usual, many = (_kernel(width, 1 if x.dtype == types.float32 else 2) for width in WIDTHS)
+
+    def nearest(first, last, x, offsets, turn, out):
+        if out.shape[1] <= WIDTHS[0]:
+            few(first, last, x, offsets, turn, out)
+        elif out.shape[1] <= WIDTHS[1]:
+            usual(first, last, x, offsets, turn, out)
+        else:
+            many(first, last, x, offsets, turn, out)
+
+    return nearest
 
 
 @functools.cache

@@ -11,7 +11,7 @@ def run(values, offsets, reduce, out, *, threads):
     if reduce == "max":
         _threads.over(jets, threads, _max, *arrays, out)
     else:
-        _threads.over(jets, threads, _sum, *arrays, reduce == "mean", out)
+        _threads.over(jets, threads, sum_rows, *arrays, reduce == "mean", out)
 
 
 def backward(gradient, values, offsets, reduce, grad_values, *, threads):
@@ -25,7 +25,7 @@ def backward(gradient, values, offsets, reduce, grad_values, *, threads):
 
 
 @kernel
-def _sum(first, last, values, offsets, mean, out):
+def sum_rows(first, last, values, offsets, mean, out):
     channels = values.shape[1]
     total = np.empty(channels, np.float64)
     for j in range(first, last):
