@@ -10,7 +10,11 @@ import numpy as np
 from fasttag_kernels import TABLE
 from fasttag_kernels.particlenet_encoder import pack
 
-STATUS = {"numba": "cpu", "cuda": "compiled and emulated, not yet run on a GPU"}
+STATUS = {
+    "numba": "cpu",
+    "cuda": "compiled and emulated, not yet run on a GPU",
+    "triton": "compiled and interpreted, not yet run on a GPU",
+}
 
 
 def backends() -> dict[str, dict[str, str]]:

@@ -48,7 +48,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
                 counter = skipped if outcome == "skipped" else ran
                 counter.update(marker for marker in COUNTED if marker in getattr(report, "keywords", ()))
     if skipped["gpu"] and not ran["gpu"]:
-        terminalreporter.write_line("no test ran on a GPU: its kernels were compiled and emulated only")
+        terminalreporter.write_line("no test ran on a GPU: its kernels were compiled, emulated and interpreted only")
     line = ", ".join(f"{m} {ran[m]} run {skipped[m]} skipped" for m in COUNTED if ran[m] + skipped[m])
     terminalreporter.write_line(f"by marker: {line or 'no marked tests'}")
 

@@ -26,6 +26,7 @@ def test_backends():
     for op, row in TABLE.items():
         assert list(found[op]) == list(row["backends"])
         assert found[op].get("cuda", NOT_RUN) == NOT_RUN
+        assert found[op].get("triton", "compiled and interpreted") in NOT_RUN.replace("emulated", "interpreted")
 
 
 @pytest.mark.parametrize("cupy", ["there", "missing"])

@@ -26,7 +26,7 @@ MAY_IMPORT_TORCH = (
     "fasttag/models/*.py", "fasttag/losses.py", "fasttag/training.py", "fasttag/_baselines.py",
     "fasttag/compat/disco.py",
     "fasttag/compat/_neighbours.py", "fasttag/compat/torch_cluster.py", "fasttag/compat/*weaver*.py",
-    "fasttag_kernels/_torch.py", "fasttag_kernels/*/triton_gpu.py",
+    "fasttag_kernels/_torch.py", "fasttag_kernels/_triton.py", "fasttag_kernels/*/triton_gpu.py",
 )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from . import _threads
 from ._table import TABLE
 
 FLOATS = ("float32", "float64")
+HALVES = ("float16", "bfloat16")
 _NAMES = {np.dtype(name): name for name in (*FLOATS, "int32", "int64")}  # NumPy takes 2 us to make a name
 
 _ARRAYS = (("numpy", "ndarray"), ("cupy", "ndarray"), ("torch", "Tensor"))
@@ -78,15 +79,18 @@ def check_arrays(op: str, **arrays: Any) -> str:
     return library or ""
 
 
-def check_floats(op: str, **arrays: Any) -> None:
-    """All float32 or all float64."""
+def check_floats(op: str, halves: bool = False, **arrays: Any) -> None:
+    """All float32 or all float64; with `halves`, of tensors on a GPU, also float16 or bfloat16."""
     first, *others = arrays.values()
     if dtype_of(first) in FLOATS and False not in [other.dtype == first.dtype for other in others]:
         return
     dtypes = {name: dtype_of(array) for name, array in arrays.items()}
+    allowed = (*FLOATS, *HALVES) if halves and library_of(first) == "torch" and first.is_cuda else FLOATS
     for name, dtype in dtypes.items():
-        if dtype not in FLOATS:
-            raise TypeError(f"{op}: {name} must be float32 or float64, got {dtype}; convert it")
+        if dtype not in allowed:
+            listed = f"{', '.join(allowed[:-1])} or {allowed[-1]}"
+            also = " (float16 or bfloat16 for tensors on a GPU only)" if halves and dtype in HALVES else ""
+            raise TypeError(f"{op}: {name} must be {listed}, got {dtype}{also}; convert it")
     if len(set(dtypes.values())) > 1:
         listed = ", ".join(f"{name} is {dtype}" for name, dtype in dtypes.items())
         raise TypeError(f"{op}: all floats must share one dtype, got {listed}; convert one")
@@ -179,13 +183,16 @@ def backend_for(op: str, library: str, device: str) -> str:
     """The first backend of the table that runs on this device."""
     kind = device.partition(":")[0]
     for backend in TABLE[op]["backends"]:
-        if RUNS_ON[backend] == kind:
+        if RUNS_ON[backend] == kind and (library == "torch" or backend not in TENSORS_ONLY):
             return backend
-    row = ", ".join(f"{backend} on {RUNS_ON[backend]}" for backend in TABLE[op]["backends"])
+    row = ", ".join(
+        f"{backend} on {RUNS_ON[backend]}{TENSORS_ONLY.get(backend, '')}" for backend in TABLE[op]["backends"]
+    )
     raise NotImplementedError(f"{op}: no kernel for {library} on {device}; there is {row}; move the arrays there")
 
 
 RUNS_ON = {"numba": "cpu", "cuda": "cuda", "triton": "cuda"}
+TENSORS_ONLY = {"triton": " (torch)"}
 
 
 def call(op: str, *arguments: Any, threads: int | None = None, offsets_host: Any = None) -> Any:
@@ -246,7 +253,8 @@ def _on_host(op: str, offsets: Any, offsets_host: Any) -> np.ndarray | None:
 def execute(
     op: str, backend: str, arguments: tuple, offsets_host: np.ndarray | None, threads: int, empty: Callable
 ) -> Any:
-    """Check values, allocate, run. `empty(shape, dtype=name)` makes an output; kernels see NumPy or CuPy views of it.
+    """Check values, allocate, run. `empty(shape, dtype=name)` makes an output; kernels see NumPy or CuPy views of it,
+    Triton's the tensor.
 
     Values that lie on a GPU are not looked at, but for those of `offsets`, which `offsets_host` has.
     """
@@ -312,9 +320,13 @@ def _way(
     if RUNS_ON[backend] == "cpu":
         view = _same if type(array) is np.ndarray else _numpy_view
         return contextlib.nullcontext(), view, {"threads": threads}
+    keywords = {"offsets_host": offsets_host} if "offsets" in TABLE[op]["arguments"] else {}
+    if backend == "triton":
+        from . import _triton
+
+        return _triton.on(array), _same, keywords
     from . import _cuda
 
-    keywords = {"offsets_host": offsets_host} if "offsets" in TABLE[op]["arguments"] else {}
     return _cuda.on(array), _cuda.view, keywords
 
 

@@ -186,8 +186,11 @@ TABLE: dict[str, dict[str, Any]] = {
         "paper": "Particle Transformer, arXiv:2202.03772, section 4",
     },
     "particle_attention": {
-        "backends": {"numba": "particle_attention.numba_cpu:run"},
-        "backward": {"numba": "particle_attention.numba_cpu:backward"},
+        "backends": {"numba": "particle_attention.numba_cpu:run", "triton": "particle_attention.triton_gpu:run"},
+        "backward": {
+            "numba": "particle_attention.numba_cpu:backward",
+            "triton": "particle_attention.triton_gpu:backward",
+        },
         "arguments": {
             "qkv": "Tensor",
             "offsets": "Tensor",

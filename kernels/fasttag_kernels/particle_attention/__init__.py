@@ -29,8 +29,8 @@ def particle_attention(
 
     Parameters
     ----------
-    qkv : (N, 3, H, D) float32 or float64: queries, keys and values of each constituent; D of 1 to 128. Copied once if
-        not contiguous.
+    qkv : (N, 3, H, D) float32 or float64, on a GPU also float16 or bfloat16: queries, keys and values of each
+        constituent; D of 1 to 128, on a GPU to 64. Copied once if not contiguous.
     offsets : (J+1,) int64; may start above zero.
     bias : (H, M) of the dtype of `qkv`, M = sum n^2, row-major for each jet as `pairwise_features` gives them: row i is
         the query, column j the key. -inf leaves out a pair. None: no bias.
@@ -44,8 +44,8 @@ def particle_attention(
 
     Returns
     -------
-    (N, H, D) in the dtype of `qkv`, in which all is computed; 0 for rows outside of all jets, and for a query all of
-    whose scores are -inf.
+    (N, H, D) in the dtype of `qkv`, in which all is computed (of float16 and bfloat16 in float32, but for the factors
+    of matrix products); 0 for rows outside of all jets, and for a query all of whose scores are -inf.
 
     NaN and inf reach what they reach in the formula: from q_i and bias_ij the row i of that head, from k_j and v_j all
     rows of that head (from v_j in its own channel). A weight of 0, as of a pair left out, does not shield: 0 times
@@ -54,7 +54,7 @@ def particle_attention(
     Raises
     ------
     TypeError: no arrays, mixed libraries, devices or dtypes, `dropout`, `seed` or `layer` no number. ValueError: wrong
-    shapes, bad offsets, a number out of range.
+    shapes, bad offsets, a number out of range. NotImplementedError: CuPy arrays; D above 64 on a GPU.
 
     Differentiable in `qkv` and `bias` (torch); 0 for rows outside of all jets and for queries without any pair.
 
@@ -69,7 +69,7 @@ def particle_attention(
     op = "particle_attention"
     arrays = {"qkv": qkv} if bias is None else {"qkv": qkv, "bias": bias}
     _dispatch.check_arrays(op, **arrays, offsets=offsets)
-    _dispatch.check_floats(op, **arrays)
+    _dispatch.check_floats(op, halves=True, **arrays)
     _dispatch.check_offsets(op, offsets)
     shape = qkv.shape
     if len(shape) != 4 or shape[1] != 3 or shape[2] < 1 or not 1 <= shape[3] <= LARGEST_HEAD:
@@ -98,6 +98,8 @@ def check_values(qkv: Any, offsets: Any, bias: Any, dropout: float, seed: int, l
 
 
 def outputs(qkv: Any, offsets: Any, bias: Any, dropout: float, seed: int, layer: int, needed: list[bool]) -> tuple:
+    """On a GPU nothing is saved: the backward pass has whole rows of scores at hand, and adds them up again."""
     n, _, heads, head_dim = qkv.shape
     dtype = _dispatch.dtype_of(qkv)
-    return ((n, heads, head_dim), dtype), ((n if any(needed) else 0, heads), dtype)
+    saved = any(needed) and _dispatch.device_of(qkv) == "cpu"
+    return ((n, heads, head_dim), dtype), ((n if saved else 0, heads), dtype)
