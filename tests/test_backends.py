@@ -125,9 +125,9 @@ def test_either_can_come_first(order):
 
 def test_warmup_compiles_for_both_dtypes():
     fasttag.warmup(["segment"])
-    from fasttag_kernels.segment.numba_cpu import _sum
+    from fasttag_kernels.segment.numba_cpu import sum_rows
 
-    assert {str(signature[2].dtype) for signature in _sum.signatures} >= {"float32", "float64"}
+    assert {str(signature[2].dtype) for signature in sum_rows.signatures} >= {"float32", "float64"}
     with pytest.raises(ValueError, match=r"warmup: ops must be some of kinematics, .*, got nonsense"):
         fasttag.warmup(["segment", "nonsense"])
 

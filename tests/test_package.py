@@ -137,7 +137,7 @@ import json, numba, numpy as np
 from fasttag_kernels import _numba
 from fasttag_kernels.segment import numba_cpu, segment
 found = segment(np.arange(6.0).reshape(3, 2), np.array([0, 2, 3])).tolist()
-stats = numba_cpu._sum.stats
+stats = numba_cpu.sum_rows.stats
 print(json.dumps([found, sum(stats.cache_hits.values()), sum(stats.cache_misses.values()), _numba.CACHE_FOLDER]))
 """
 SUMS = [[2.0, 4.0], [4.0, 5.0]]
