@@ -120,7 +120,7 @@ NOT_RUN = "compiled and emulated, not yet run on a GPU"
 @pytest.mark.parametrize("order", ["backends warmup backends", "warmup backends"])
 def test_either_can_come_first(order):
     calls = "; ".join(f"fasttag.{name}({'[]' if name == 'warmup' else ''})" for name in order.split())
-    python(f"import fasttag; {calls}")
+    assert python(f"import fasttag; {calls}; print('numba' in fasttag.backends()['segment'])") == "True"
 
 
 def test_warmup_compiles_for_both_dtypes():

@@ -288,7 +288,6 @@ def _backward_rows(
         j = n * 0
         while j < n:
             inside = _inside(i, j, n, ROWS, KEYS)
-            there = (tl.arange(0, ROWS) < n - i)[:, None]
             k = _rows(qkv + H * D, j, n, step, D, WIDTH, KEYS)
             v = _rows(qkv + 2 * H * D, j, n, step, D, WIDTH, KEYS)
             s = _scores(q, k, bias + place, i, j, n, inside, SCALE, BIASED, ROWS, KEYS)

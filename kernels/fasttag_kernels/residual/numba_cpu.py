@@ -30,6 +30,18 @@ def backward(gradient, x, branch, gamma, beta, scale, eps, dropout, seed, layer,
 
 
 @kernel
+def _prepare(branch, begin, rows, norm, eps, drop, words, factor, u, per_sd, factors):
+    """Rows of the branch from `begin` on, normalised where they are, and what dropout multiplies them with."""
+    for r in range(rows):
+        for c in range(branch.shape[1]):
+            u[r, c] = branch[begin + r, c]
+    if norm:
+        normalise(u, rows, branch.shape[1], eps, per_sd)
+    if drop:
+        factors_of(begin, words, factor, factors)
+
+
+@kernel
 def _forward(first, last, x, branch, gamma, beta, scale, norm, eps, drop, words, factor, out):
     columns = x.shape[1]
     u, per_sd = np.empty((TILE, columns), x.dtype), np.empty(TILE, x.dtype)
@@ -37,13 +49,7 @@ def _forward(first, last, x, branch, gamma, beta, scale, norm, eps, drop, words,
     for tile in range(first, last):
         begin = tile * TILE
         rows = min(TILE, len(x) - begin)
-        for r in range(rows):
-            for c in range(columns):
-                u[r, c] = branch[begin + r, c]
-        if norm:
-            normalise(u, rows, columns, eps, per_sd)
-        if drop:
-            factors_of(begin, words, factor, factors)
+        _prepare(branch, begin, rows, norm, eps, drop, words, factor, u, per_sd, factors)
         for r in range(rows):
             for c in range(columns):
                 out[begin + r, c] = scale[c] * x[begin + r, c] + factors[r, c] * (gamma[c] * u[r, c] + beta[c])
@@ -61,13 +67,7 @@ def _backward(first, last, x, branch, gamma, beta, scale, norm, eps, drop, words
         sums[block] = 0.0
         for begin in range(block * size * TILE, min((block + 1) * size * TILE, len(x)), TILE):
             rows = min(TILE, len(x) - begin)
-            for r in range(rows):
-                for c in range(columns):
-                    u[r, c] = branch[begin + r, c]
-            if norm:
-                normalise(u, rows, columns, eps, per_sd)
-            if drop:
-                factors_of(begin, words, factor, factors)
+            _prepare(branch, begin, rows, norm, eps, drop, words, factor, u, per_sd, factors)
             for r in range(rows):
                 for c in range(columns):
                     grad_x[begin + r, c] = scale[c] * gradient[begin + r, c]
